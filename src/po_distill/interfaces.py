@@ -1,0 +1,123 @@
+"""What a plugin author implements: Provider, Role, Launcher.
+
+A base model is data (`records.BaseModelSpec`) and needs no protocol. Each kind is registered by an
+entry point: `po_distill.providers`, `po_distill.roles`, `po_distill.base_models`,
+`po_distill.launchers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import JsonValue
+
+from po_distill.records import (
+    Answer,
+    Concept,
+    Message,
+    PromptContract,
+    ProviderSettings,
+    Request,
+    Response,
+    Score,
+    Violation,
+)
+
+Documents = Mapping[str, Mapping[str, Any]]
+"""What a role writes: plain mappings by document name, such as {"product_vision": {...}}."""
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Something that answers requests: a model behind an API, a local runtime, recorded answers.
+
+    The entry point names a class (or function) that is called as `Provider(settings, role)`. The
+    caller (`calls.py`) owns the journal, the limits and the retries; a provider does one call.
+    """
+
+    def __init__(self, settings: ProviderSettings, role: Role) -> None: ...
+
+    async def generate(self, request: Request) -> Response:
+        """Answer one request. Raises ProviderError, with the fault that says what may help."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what the provider holds. Called once, after the last request."""
+        ...
+
+
+class Role(Protocol):
+    """An agent role: how it is asked, read, written and scored, all through one PromptContract.
+
+    The entry point names a class that is called as `Role(contract=NAME, prompt=SYSTEM_TEXT)`;
+    both arguments are optional.
+    """
+
+    name: ClassVar[str]
+    version_stem: ClassVar[str]  # begins the names of student versions: po_student
+    labels: ClassVar[tuple[str, ...]]  # the classes an answer can be of, such as aligned
+    contracts: ClassVar[tuple[str, ...]]  # the names of its contracts; the first is the default
+
+    def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
+
+    @property
+    def contract(self) -> PromptContract:
+        """The contract that this instance asks and reads under."""
+        ...
+
+    def check(self, concept: Concept) -> None:
+        """Raise InputError where the role cannot work on the concept."""
+        ...
+
+    def render(self, concept: Concept) -> tuple[Message, ...]:
+        """The prompt: a system message where the contract has one, and a user message."""
+        ...
+
+    def read_prompt(self, prompt: str) -> Concept | None:
+        """The concept that a prompt of production's or an earlier form is about, if it can be found."""
+        ...
+
+    def parse(self, text: str) -> Answer:
+        """Read an answer in any of the role's contracts, forgiving what can be read in one way only."""
+        ...
+
+    def canonical(self, documents: Documents, *, stamp: str | None = None) -> str:
+        """Write documents as the target that a student learns; `stamp` is the time put into them."""
+        ...
+
+    def score(self, concept: Concept, text: str) -> Score:
+        """Score an answer as production would see it; `valid` says whether production can read it."""
+        ...
+
+    def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
+        """What the gate holds against documents: schema, enum, unknown ids, contradictions."""
+        ...
+
+    def json_schema(self) -> dict[str, JsonValue]:
+        """The JSON schema of all documents in one object, for structured output."""
+        ...
+
+    def generate_concepts(self, count: int, seed: int) -> list[Concept]:
+        """Concepts made offline, with planted labels; equal arguments give equal concepts."""
+        ...
+
+    def vary_concepts(self, concepts: Sequence[Concept], count: int, seed: int) -> list[Concept]:
+        """`count` concepts: the given ones first, then variations of them under ids of their own."""
+        ...
+
+    def answer_by_rules(self, concept: Concept) -> str:
+        """The answer of the role's embedded rules, in the contract's form: a stand-in for a teacher."""
+        ...
+
+    def self_test(self) -> None:
+        """Raise PODistillError unless the metric tells a good answer from an empty one."""
+        ...
+
+
+class Launcher(Protocol):
+    """Where a training run runs. The entry point names a class that is called without arguments."""
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run the command to its end and return its exit status; its output goes to ours."""
+        ...
