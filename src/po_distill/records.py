@@ -42,7 +42,7 @@ class Concept(Record):
 class Message(Record):
     """One turn of a chat. `speaker` is written as `role`, the key that chat APIs and TRL expect."""
 
-    speaker: Literal["system", "user", "assistant"] = Field(alias="role")
+    speaker: Literal["system", "user", "assistant"] = Field(validation_alias="role", serialization_alias="role")
     content: str
 
 
@@ -145,6 +145,19 @@ class Rejection(Record):
     reason: str  # a stable name, such as score_below_minimum
     detail: str  # the value, for a person
     score: float | None = None  # the metric, where the input got that far
+
+
+class TeacherSummary(Record):
+    """What a teacher's run did: asked = answered + sum(failed)."""
+
+    asked: int  # concepts
+    answered: int  # concepts with a completion
+    failed: dict[str, int] = Field(default_factory=dict)  # concepts without one, by reason
+    below_minimum: int = 0  # of the answered, those whose best answer stayed under the minimum score
+    sends: int = 0  # requests that left in this run
+    from_journal: int = 0  # answers that an earlier run had journalled
+    in_doubt: int = 0  # requests of a killed run whose end was never seen; they were asked again
+    usage: Usage = Usage()  # tokens, cost and time of this run's requests; latency_s is their sum
 
 
 # --- datasets -----------------------------------------------------------------------------------

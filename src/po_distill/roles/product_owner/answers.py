@@ -1,0 +1,217 @@
+"""Reading a Product Owner's answer: forgivingly, for the gate, and strictly, as production does."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from po_distill import safe_yaml
+from po_distill.errors import UnreadableYAMLError
+from po_distill.records import Answer, Violation
+from po_distill.roles.product_owner.documents import (
+    REVIEW,
+    VISION,
+    ProductOwnerReview,
+    ProductVision,
+    RequirementsAlignment,
+    as_items,
+    normalised_status,
+    plain_text,
+    schema_violations,
+)
+from po_distill.roles.product_owner.scoring import STATUSES
+
+_LABELS = {VISION: "VISION", REVIEW: "REVIEW"}
+_STRICT = {
+    "fenced": {name: re.compile(rf"```yaml {label}[ \t]*\n(.*?)```", re.DOTALL) for name, label in _LABELS.items()},
+    "tagged": {name: re.compile(rf"<{label}>(.*?)</{label}>", re.DOTALL) for name, label in _LABELS.items()},
+}
+# A fence may lack its language, its line end, or its end; what follows is the other block or nothing.
+_LOOSE_FENCE = re.compile(r"```[ \t]*(?:ya?ml)?[ \t:]*\n?[ \t]*(VISION|REVIEW)[ \t]*:?[ \t]*(?=\n|\Z)", re.IGNORECASE)
+_LOOSE_TAG = re.compile(r"<\s*(VISION|REVIEW)\s*>", re.IGNORECASE)
+_BLOCK_END = re.compile(r"```|<\s*/\s*(?:VISION|REVIEW)\s*>", re.IGNORECASE)
+_INNER_FENCE = re.compile(r"\A\s*```[ \t]*(?:ya?ml)?[ \t]*\n", re.IGNORECASE)  # a fence just inside a tag
+_PLAIN_FENCE = re.compile(r"```[ \t]*(?:ya?ml)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_FIRST_KEY = {
+    VISION: re.compile(r"^product_name\s*:", re.MULTILINE),
+    REVIEW: re.compile(r"^status\s*:", re.MULTILINE),
+}
+_SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\ufeff": None, "\u200b": None})
+
+
+# --- strictly -----------------------------------------------------------------------------------
+
+
+def production_faults(text: str, contract: str) -> list[Violation]:
+    """Why production could not read an answer as it stands; empty where it can.
+
+    The labelled blocks are found, `yaml.safe_load` takes each (JSON: `json.loads` takes the text),
+    every key is there and is text or a list as it should be, and the status is in the enum.
+    """
+    try:
+        documents = _strict_json(text) if contract == "json" else _strict_blocks(text, contract)
+    except _FaultError as fault:
+        return [fault.violation]
+    return [
+        *_shape_faults(ProductVision, documents[VISION], VISION),
+        *_shape_faults(ProductOwnerReview, documents[REVIEW], REVIEW),
+    ]
+
+
+class _FaultError(Exception):
+    """One reason that ends a strict reading."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.violation = Violation(kind=kind, detail=detail)
+
+
+def _strict_blocks(text: str, contract: str) -> dict[str, Any]:
+    documents = {}
+    for name, pattern in _STRICT[contract].items():
+        match = pattern.search(text)
+        if match is None:
+            raise _FaultError(f"missing_{_LABELS[name].lower()}", f"no {_LABELS[name]} block")
+        try:
+            documents[name] = safe_yaml.load(match[1], what=f"the {_LABELS[name]} block")
+        except UnreadableYAMLError as error:
+            raise _FaultError("unreadable_yaml", error.problem) from error
+    return documents
+
+
+def _strict_json(text: str) -> dict[str, Any]:
+    value = _load_json(text)
+    if not isinstance(value, dict) or VISION not in value or REVIEW not in value:
+        raise _FaultError("unreadable_json", f"no JSON object with {VISION} and {REVIEW}")
+    return value
+
+
+def _load_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shape_faults(model: type[Any], document: Any, path: str) -> Iterable[Violation]:
+    if not isinstance(document, Mapping):
+        yield Violation(kind="wrong_type", detail=f"{path} is no mapping")
+        return
+    for name, field in model.model_fields.items():
+        value = document.get(name)
+        if name not in document:
+            yield Violation(kind="missing_key", detail=f"{path}.{name}")
+        elif field.annotation == list[str]:
+            if not isinstance(value, list):
+                yield Violation(kind="wrong_type", detail=f"{path}.{name} is no list")
+        elif field.annotation is RequirementsAlignment:
+            yield from _shape_faults(RequirementsAlignment, value, f"{path}.{name}")
+        elif name == "status":
+            if not (isinstance(value, str) and value in STATUSES):
+                yield Violation(kind="status_outside_enum", detail=f"status {str(value)[:60]!r}")
+        elif isinstance(value, (Mapping, list)) or value is None or not str(value).strip():
+            yield Violation(kind="wrong_type", detail=f"{path}.{name} is no text")
+
+
+# --- forgivingly --------------------------------------------------------------------------------
+
+
+def find_blocks(text: str) -> tuple[str | None, dict[str, str]]:
+    """(contract, raw block by document) of an answer in any contract, as far as blocks are found."""
+    text = text.translate(_SPACES).replace("\r\n", "\n")
+    if fenced := _labelled_blocks(text, _LOOSE_FENCE):
+        return "fenced", fenced
+    if tagged := _labelled_blocks(text, _LOOSE_TAG):
+        return "tagged", tagged
+    if documents := _json_documents(text):
+        return "json", {name: yaml_of(document) for name, document in documents.items()}
+    plain = _unlabelled_blocks(text)
+    return ("fenced" if plain else None), plain
+
+
+def _labelled_blocks(text: str, opening: re.Pattern[str]) -> dict[str, str]:
+    blocks: dict[str, str] = {}
+    for match in opening.finditer(text):
+        name = VISION if match[1].upper() == "VISION" else REVIEW
+        rest = _INNER_FENCE.sub("", text[match.end() :])
+        end = _BLOCK_END.search(rest)
+        blocks.setdefault(name, rest[: end.start()] if end else rest)
+    return blocks
+
+
+def _unlabelled_blocks(text: str) -> dict[str, str]:
+    """Fences without labels, told apart by their first keys; or both documents without any fence."""
+    pieces = [match[1] for match in _PLAIN_FENCE.finditer(text)] or [text]
+    blocks: dict[str, str] = {}
+    for piece in pieces:
+        starts = sorted((m.start(), name) for name, key in _FIRST_KEY.items() if (m := key.search(piece)))
+        for (start, name), (end, _) in itertools.pairwise([*starts, (len(piece), "")]):
+            blocks.setdefault(name, _BLOCK_END.split(piece[start:end])[0])
+    return blocks
+
+
+def _json_documents(text: str) -> dict[str, Any]:
+    start, end = text.find("{"), text.rfind("}")
+    value = _load_json(text[start : end + 1]) if start >= 0 else None
+    if not isinstance(value, dict):
+        return {}
+    return {name: value[name] for name in (VISION, REVIEW) if isinstance(value.get(name), dict)}
+
+
+def yaml_of(document: Mapping[str, Any]) -> str:
+    """Any JSON document as YAML text. JSON is YAML, but for how it is laid out."""
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=2**20)
+
+
+def parse_answer(text: str) -> Answer:
+    """The documents in an answer, in whatever contract, and what could not be read as they should be.
+
+    Forgiven, because it can be read in one way only: stray fences, a leading `]`, no-break spaces,
+    list items that parse as mappings (`- FR001: text`) or as scalars, a lone item where a list is
+    meant, an unquoted timestamp.
+    """
+    contract, blocks = find_blocks(text)
+    documents: dict[str, dict[str, Any]] = {}
+    violations: list[Violation] = []
+    for name, label in _LABELS.items():
+        if name not in blocks:
+            continue
+        try:
+            value = safe_yaml.load(blocks[name].strip().lstrip("]").lstrip(), what=f"the {label} block")
+        except UnreadableYAMLError as error:
+            violations.append(Violation(kind="unreadable_yaml", detail=error.problem))
+            documents[name] = {}
+            continue
+        if isinstance(value, dict):
+            model = ProductVision if name == VISION else ProductOwnerReview
+            documents[name] = _repaired(model, value)
+        else:
+            violations.append(Violation(kind="wrong_type", detail=f"the {label} block is no mapping"))
+            documents[name] = {}
+    unread = {name for name, document in documents.items() if not document}
+    found = [v for v in schema_violations(documents) if v.detail.split(".")[0].split(":")[0] not in unread]
+    return Answer(documents=documents, violations=(*violations, *found), contract=contract)
+
+
+def _repaired(model: type[Any], document: Mapping[Any, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in document.items():
+        name = str(key)
+        field = model.model_fields.get(name)
+        if field is None:
+            result[name] = value
+        elif field.annotation == list[str]:
+            result[name] = [plain_text(item) for item in as_items(value)]
+        elif field.annotation is RequirementsAlignment:
+            result[name] = _repaired(RequirementsAlignment, value) if isinstance(value, Mapping) else value
+        elif value is not None and not isinstance(value, (Mapping, list)):
+            text = plain_text(value)
+            result[name] = normalised_status(text) if name == "status" else text
+        else:
+            result[name] = value
+    return result

@@ -1,0 +1,152 @@
+"""The Product Owner as a Role: asked, read, written and scored through one PromptContract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import JsonValue
+
+from po_distill import safe_yaml
+from po_distill.errors import InputError, PODistillError, SettingsError
+from po_distill.interfaces import Documents
+from po_distill.records import Answer, Concept, Message, PromptContract, Score, Violation
+from po_distill.roles.product_owner import concepts, rules
+from po_distill.roles.product_owner.answers import find_blocks, parse_answer, production_faults
+from po_distill.roles.product_owner.documents import (
+    REVIEW,
+    VISION,
+    ProductOwnerDocuments,
+    normalised,
+    render_yaml,
+    schema_violations,
+)
+from po_distill.roles.product_owner.prompt import CONTRACTS, ROLE, product_owner_contract, render_prompt
+from po_distill.roles.product_owner.scoring import (
+    STATUSES,
+    gate_violations,
+    list_requirements,
+    metric_parts,
+    product_owner_metric,
+)
+
+
+class ProductOwnerRole:
+    """The Product Owner: a concept and requirements in, a product vision and a review out."""
+
+    name: ClassVar[str] = ROLE
+    version_stem: ClassVar[str] = "po_student"
+    labels: ClassVar[tuple[str, ...]] = STATUSES
+    contracts: ClassVar[tuple[str, ...]] = CONTRACTS
+
+    def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
+        """`contract` is one of `contracts`; `prompt` is a system text in place of the role's own."""
+        name = contract or self.contracts[0]
+        if name not in self.contracts:
+            raise SettingsError(
+                f"The role {self.name} has no prompt contract {name!r}.", f"Choose one of {', '.join(self.contracts)}."
+            )
+        self._contract = product_owner_contract(name, prompt)
+
+    @property
+    def contract(self) -> PromptContract:
+        """The contract that this instance asks and reads under."""
+        return self._contract
+
+    def check(self, concept: Concept) -> None:
+        """Raise InputError unless the requirements are a YAML mapping that lists a requirement."""
+        where = f"the requirements of {concept.concept_id}"
+        document = safe_yaml.load(concept.requirements_yaml, what=where)
+        if not isinstance(document, dict):
+            raise InputError(f"{where} are a {type(document).__name__}, not a YAML mapping.", _REQUIREMENTS_FIX)
+        if not list_requirements(concept.requirements_yaml):
+            raise InputError(f"{where} list no requirement with an id or a description.", _REQUIREMENTS_FIX)
+
+    def render(self, concept: Concept) -> tuple[Message, ...]:
+        """The prompt about a concept under this contract."""
+        return render_prompt(self.contract, concept)
+
+    def read_prompt(self, text: str) -> Concept | None:
+        """The concept in a prompt with CONCEPT and REQUIREMENTS sections; None where there are none."""
+        return concepts.read_labelled_prompt(text)
+
+    def parse(self, text: str) -> Answer:
+        """Read an answer in any contract; see `answers.parse_answer`."""
+        return parse_answer(text)
+
+    def normalised(self, documents: Documents, *, stamp: str | None = None) -> dict[str, dict[str, Any]]:
+        """The documents as `canonical` writes them; see `documents.normalised`."""
+        return normalised(documents, stamp=stamp)
+
+    def canonical(self, documents: Documents, *, stamp: str | None = None) -> str:
+        """The documents in this contract's form: `parse(canonical(d)).documents == normalised(d)`."""
+        both = self.normalised(documents, stamp=stamp)
+        if self.contract.name == "json":
+            return json.dumps(both, ensure_ascii=False)
+        vision, review = render_yaml(both[VISION]), render_yaml(both[REVIEW])
+        if self.contract.name == "tagged":
+            return f"<VISION>\n{vision}\n</VISION>\n<REVIEW>\n{review}\n</REVIEW>"
+        return f"```yaml VISION\n{vision}\n```\n```yaml REVIEW\n{review}\n```"
+
+    def score(self, concept: Concept, text: str) -> Score:
+        """The metric of an answer on its blocks as they stand, and everything wrong with it.
+
+        `valid` is production's view; `label` is the status where it is in the enum.
+        """
+        _, blocks = find_blocks(text)
+        parts = metric_parts(concept.requirements_yaml, blocks.get(VISION), blocks.get(REVIEW))
+        answer = parse_answer(text)
+        status = answer.documents.get(REVIEW, {}).get("status")
+        faults = production_faults(text, self.contract.name)
+        found = [*answer.violations, *gate_violations(concept.requirements_yaml, answer.documents), *faults]
+        return Score(
+            value=sum(parts.values()) / len(parts),
+            parts=parts,
+            violations=tuple({violation.kind: violation for violation in reversed(found)}.values()),
+            label=status if isinstance(status, str) and status in STATUSES else None,
+            valid=not faults,
+        )
+
+    def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
+        """What the gate holds against documents."""
+        return (*schema_violations(documents), *gate_violations(concept.requirements_yaml, documents))
+
+    def json_schema(self) -> dict[str, JsonValue]:
+        """The JSON schema of both documents in one object."""
+        return ProductOwnerDocuments.model_json_schema()
+
+    def generate_concepts(self, count: int, seed: int) -> list[Concept]:
+        """Concepts made offline, with planted statuses; see `concepts.generate_concepts`."""
+        return concepts.generate_concepts(count, seed)
+
+    def vary_concepts(self, given: Sequence[Concept], count: int, seed: int) -> list[Concept]:
+        """The given concepts and variations of them, `count` in all; see `concepts.vary_concepts`."""
+        return concepts.vary_concepts(given, count, seed)
+
+    def answer_by_rules(self, concept: Concept) -> str:
+        """The answer of the embedded rule-based Product Owner, in this contract's form."""
+        return self.canonical(rules.write_documents(concept))
+
+    def self_test(self) -> None:
+        """Raise PODistillError unless the metric tells a sound answer from an empty one."""
+        concept = concepts.generate_concepts(1, seed=1)[0]
+        documents = normalised(rules.write_documents(concept))
+        sound = product_owner_metric(
+            {"requirements_yaml": concept.requirements_yaml},
+            {name: render_yaml(document) for name, document in documents.items()},
+        )
+        empty = product_owner_metric(
+            {"requirements_yaml": concept.requirements_yaml}, {"product_vision": "", "product_owner_review": ""}
+        )
+        if sound < 0.85 or empty > 0.02:
+            raise PODistillError(
+                f"The metric's self-test failed: a sound answer scores {sound:.3f}, an empty one {empty:.3f}.",
+                "The installation is broken, or the metric's fields were renamed: reinstall po-distill.",
+            )
+
+
+_REQUIREMENTS_FIX = (
+    "Give a mapping with functional_requirements, non_functional_requirements or constraints, "
+    "each a list of {id, description, priority}."
+)
