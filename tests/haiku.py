@@ -1,0 +1,183 @@
+"""A complete role that is no Product Owner, and providers that do what a test tells them.
+
+Nothing in po_distill but a role knows what its documents say; these tests would fail if something did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import JsonValue
+
+from po_distill import safe_yaml
+from po_distill.errors import InputError, PODistillError, ProviderError, UnreadableYAMLError
+from po_distill.interfaces import Documents, Role
+from po_distill.records import (
+    Answer,
+    Concept,
+    Message,
+    PromptContract,
+    ProviderSettings,
+    Request,
+    Response,
+    Score,
+    Usage,
+    Violation,
+)
+
+
+class HaikuRole:
+    """Writes a haiku about a concept, in the season that its requirements ask for."""
+
+    name: ClassVar[str] = "haiku"
+    version_stem: ClassVar[str] = "haiku_student"
+    labels: ClassVar[tuple[str, ...]] = ("spring", "autumn")
+    contracts: ClassVar[tuple[str, ...]] = ("fenced",)
+
+    def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
+        self.contract = PromptContract(
+            role=self.name,
+            name=contract or "fenced",
+            system=prompt or "Write a haiku.",
+            template="ABOUT:\n{concept}\nWANTED:\n{requirements_yaml}",
+            output_format="haiku-1",
+        )
+
+    def check(self, concept: Concept) -> None:
+        if not isinstance(safe_yaml.load(concept.requirements_yaml), dict):
+            raise InputError(f"{concept.concept_id}: a mapping is wanted.", "Write one.")
+
+    def render(self, concept: Concept) -> tuple[Message, ...]:
+        text = f"ABOUT:\n{concept.concept}\nWANTED:\n{concept.requirements_yaml}"
+        return (Message(speaker="system", content=self.contract.system), Message(speaker="user", content=text))
+
+    def read_prompt(self, prompt: str) -> Concept | None:
+        found = re.search(r"ABOUT:\n(.+)\nWANTED:\n(.+)", prompt, re.DOTALL)
+        return Concept(concept_id="read", concept=found[1], requirements_yaml=found[2]) if found else None
+
+    def parse(self, text: str) -> Answer:
+        fenced = re.search(r"```haiku\n(.*?)\n```", text, re.DOTALL)
+        try:
+            document = safe_yaml.load(fenced[1] if fenced else text)
+        except UnreadableYAMLError as error:
+            return Answer(violations=(Violation(kind="unreadable", detail=error.problem),))
+        if not isinstance(document, dict):
+            return Answer(violations=(Violation(kind="unreadable", detail="no mapping"),))
+        return Answer(documents={"haiku": document}, contract="fenced" if fenced else None)
+
+    def canonical(self, documents: Documents, *, stamp: str | None = None) -> str:
+        return f"```haiku\n{json.dumps(documents['haiku'], ensure_ascii=False)}\n```"
+
+    def score(self, concept: Concept, text: str) -> Score:
+        answer = self.parse(text)
+        haiku = answer.documents.get("haiku", {})
+        lines = haiku.get("lines")
+        parts = {"lines": min(len(lines), 3) / 3 if isinstance(lines, list) else 0.0}
+        season = haiku.get("season")
+        found = (*answer.violations, *self.violations(concept, answer.documents))
+        return Score(
+            value=parts["lines"],
+            parts=parts,
+            violations=found,
+            label=season if season in self.labels else None,
+            valid=answer.contract is not None and season in self.labels,
+        )
+
+    def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
+        season = documents.get("haiku", {}).get("season")
+        if season in self.labels:
+            return ()
+        return (Violation(kind="season_outside_enum", detail=f"season is {season!r}"),)
+
+    def json_schema(self) -> dict[str, JsonValue]:
+        return {"type": "object"}
+
+    def generate_concepts(self, count: int, seed: int) -> list[Concept]:
+        return [haiku_concept(number, self.labels[(number + seed) % 2]) for number in range(count)]
+
+    def vary_concepts(self, concepts: Sequence[Concept], count: int, seed: int) -> list[Concept]:
+        more = [haiku_concept(1000 + number, "spring") for number in range(count - len(concepts))]
+        return [*concepts, *more][:count]
+
+    def answer_by_rules(self, concept: Concept) -> str:
+        wanted = safe_yaml.load(concept.requirements_yaml)
+        return haiku(wanted["season"], concept.concept)
+
+    def self_test(self) -> None:
+        concept = haiku_concept(0, "spring")
+        if self.score(concept, haiku("spring")).value < 0.9:
+            raise PODistillError("The haiku metric is broken.", "Mend it.")
+
+
+def haiku(season: str, first: str = "old pond", lines: int = 3) -> str:
+    """An answer with so many lines."""
+    return f"```haiku\n{json.dumps({'season': season, 'lines': [first, 'a frog', 'water'][:lines]})}\n```"
+
+
+def haiku_concept(number: int, season: str = "spring") -> Concept:
+    return Concept(
+        concept_id=f"H-{number:05d}",
+        concept=f"Pond number {number}",
+        requirements_yaml=f"season: {season}\n",
+        planted_label=season,
+    )
+
+
+class ScriptedProvider:
+    """Answers by the role's rules, but for what its options say.
+
+    `answers` and `faults`: lists by concept id, used up in turn (the last answer stays). `ledger`: a file that
+    takes one line per request that came, flushed before the answer. `delay_s`: how long an answer takes.
+    """
+
+    open_now: ClassVar[int] = 0
+    most_open: ClassVar[int] = 0
+    busiest: ClassVar[int] = 0
+
+    def __init__(self, settings: ProviderSettings, role: Role) -> None:
+        self._options: dict[str, Any] = dict(settings.options)
+        self._model, self._role = settings.model or "scripted", role
+        self._asked: Counter[str] = Counter()
+        self._busy = 0
+        type(self).open_now += 1
+        type(self).most_open = max(self.most_open, self.open_now)
+
+    async def generate(self, request: Request) -> Response:
+        assert request.concept is not None
+        concept_id = request.concept.concept_id
+        turn = self._asked[concept_id]
+        self._asked[concept_id] += 1
+        if ledger := self._options.get("ledger"):
+            with open(ledger, "a") as file:  # noqa: PTH123
+                file.write(f"{concept_id}\n")
+        self._busy += 1
+        type(self).busiest = max(self.busiest, self._busy)
+        try:
+            await asyncio.sleep(self._options.get("delay_s", 0.0))
+        finally:
+            self._busy -= 1
+        faults = self._options.get("faults", {}).get(concept_id, [])
+        if turn < len(faults):
+            raise ProviderError(f"{concept_id} failed.", "Wait.", fault=faults[turn])
+        if concept_id == self._options.get("kill_at"):
+            os.kill(os.getpid(), 9)
+        if concept_id == self._options.get("break_at"):
+            raise KeyError("a bug")
+        answers = self._options.get("answers", {}).get(concept_id) or [self._role.answer_by_rules(request.concept)]
+        usage = Usage(
+            prompt_tokens=10, completion_tokens=5, cost_usd=0.001, latency_s=self._options.get("latency_s", 0.5)
+        )
+        text = answers[min(turn, len(answers) - 1)]
+        return Response(text=text, model=self._model, usage=usage, stand_in=bool(self._options.get("stand_in")))
+
+    async def aclose(self) -> None:
+        type(self).open_now -= 1
+
+
+SCRIPTED = "haiku:ScriptedProvider"
