@@ -78,6 +78,10 @@ class Role(Protocol):
         """The concept that a prompt of production's or an earlier form is about, if it can be found."""
         ...
 
+    def join_documents(self, row: Mapping[str, Any]) -> str | None:
+        """One answer text out of a row with one YAML text per document; None where it has none."""
+        ...
+
     def parse(self, text: str) -> Answer:
         """Read an answer in any of the role's contracts, forgiving what can be read in one way only."""
         ...

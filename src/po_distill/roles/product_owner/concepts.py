@@ -120,7 +120,8 @@ def vary_concepts(given: Sequence[Concept], count: int, seed: int) -> list[Conce
     A variation adds what its status needs: a need with a requirement, a need without one, or an
     exclusion that a new requirement contradicts; it also reorders the requirements. A variation
     with a requirement for its need keeps the original's planted label, as it adds nothing that
-    could be wrong. Ids are `<id>-v<number>`; `metadata.varied_from` names the original.
+    could be wrong. Ids are `<id>-v<number>`; `metadata.varied_from` names the original,
+    `metadata.group` its text, so that a split keeps the family together.
 
     Raises InputError where there is nothing to vary or a requirements document is no mapping.
     """
@@ -174,7 +175,12 @@ def _vary_one(rng: random.Random, original: Concept, version: int, status: str) 
             "concept": f"{original.concept.rstrip()} {sentence}",
             "requirements_yaml": _yaml({**document, "functional_requirements": asks}),
             "planted_label": original.planted_label if status == "aligned" else _worse(original.planted_label, status),
-            "metadata": {**original.metadata, "source": "varied", "varied_from": original.concept_id},
+            "metadata": {
+                **original.metadata,
+                "source": "varied",
+                "varied_from": original.concept_id,
+                "group": original.metadata.get("group", original.concept),
+            },
         }
     )
 

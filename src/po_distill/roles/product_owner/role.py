@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import JsonValue
@@ -70,6 +70,20 @@ class ProductOwnerRole:
     def read_prompt(self, text: str) -> Concept | None:
         """The concept in a prompt with CONCEPT and REQUIREMENTS sections; None where there are none."""
         return concepts.read_labelled_prompt(text)
+
+    def join_documents(self, row: Mapping[str, Any]) -> str | None:
+        """An answer with labelled fences out of the texts `product_vision` and `product_owner_review`.
+
+        `vision_yaml` and `review_yaml`, and either with the prefix `teacher_`, are read too.
+        """
+        texts = [
+            next((row[key] for key in (name, f"teacher_{name}", short) if isinstance(row.get(key), str)), None)
+            for name, short in ((VISION, "vision_yaml"), (REVIEW, "review_yaml"))
+        ]
+        if not any(texts):
+            return None
+        blocks = zip(("VISION", "REVIEW"), texts, strict=True)
+        return "\n".join(f"```yaml {label}\n{text.strip()}\n```" for label, text in blocks if text)
 
     def parse(self, text: str) -> Answer:
         """Read an answer in any contract; see `answers.parse_answer`."""

