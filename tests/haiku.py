@@ -10,7 +10,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import JsonValue
@@ -60,6 +61,10 @@ class HaikuRole:
     def read_prompt(self, prompt: str) -> Concept | None:
         found = re.search(r"ABOUT:\n(.+)\nWANTED:\n(.+)", prompt, re.DOTALL)
         return Concept(concept_id="read", concept=found[1], requirements_yaml=found[2]) if found else None
+
+    def join_documents(self, row: Mapping[str, Any]) -> str | None:
+        text = row.get("teacher_haiku", row.get("haiku"))
+        return f"```haiku\n{text}\n```" if isinstance(text, str) else None
 
     def parse(self, text: str) -> Answer:
         fenced = re.search(r"```haiku\n(.*?)\n```", text, re.DOTALL)
@@ -134,6 +139,7 @@ class ScriptedProvider:
 
     `answers` and `faults`: lists by concept id, used up in turn (the last answer stays). `ledger`: a file that
     takes one line per request that came, flushed before the answer. `delay_s`: how long an answer takes.
+    `kill_at`: the concept at which the process dies, unless the file `kill_once` says that it did.
     """
 
     open_now: ClassVar[int] = 0
@@ -154,7 +160,7 @@ class ScriptedProvider:
         turn = self._asked[concept_id]
         self._asked[concept_id] += 1
         if ledger := self._options.get("ledger"):
-            with open(ledger, "a") as file:  # noqa: PTH123
+            with Path(ledger).open("a") as file:
                 file.write(f"{concept_id}\n")
         self._busy += 1
         type(self).busiest = max(self.busiest, self._busy)
@@ -163,9 +169,10 @@ class ScriptedProvider:
         finally:
             self._busy -= 1
         faults = self._options.get("faults", {}).get(concept_id, [])
-        if turn < len(faults):
+        if turn < len(faults) and faults[turn]:
             raise ProviderError(f"{concept_id} failed.", "Wait.", fault=faults[turn])
-        if concept_id == self._options.get("kill_at"):
+        if concept_id == self._options.get("kill_at") and not Path(self._options["kill_once"]).exists():
+            Path(self._options["kill_once"]).touch()
             os.kill(os.getpid(), 9)
         if concept_id == self._options.get("break_at"):
             raise KeyError("a bug")

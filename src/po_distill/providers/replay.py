@@ -10,12 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from po_distill import safe_yaml
-from po_distill.errors import InputError, PODistillError, ProviderError
+from po_distill.errors import InputError, ProviderError
 from po_distill.interfaces import Role
 from po_distill.records import Completion, Concept, ProviderSettings, Request, Response
 
-_TEACHER_PREFIX = "teacher_"  # teacher_<document>: the YAML text of one of the role's documents
 _Content = tuple[str, str]
 
 
@@ -29,11 +27,10 @@ class _Recorded:
 class ReplayProvider:
     """Answers from a JSONL file, `settings.model` being its path.
 
-    Rows are `Completion` records, `{prompt, response}`, `{concept_id, concept, requirements_yaml, response}` or
-    `{concept, requirements_yaml, teacher_<document>...}`; the concept's fields may stand under `input`. The latter's
-    documents are rendered by the role. A concept is found by its text and requirements (spaces aside), else by
-    its id where the row says nothing else of it, else by its prompt. Of several rows for one concept the first
-    counts.
+    Rows are `Completion` records, `{prompt, response}`, `{concept_id, concept, requirements_yaml, response}`, or
+    concepts with one YAML text per document, which the role joins; a concept's fields may stand under `input`,
+    an answer's under `output`. A concept is found by its text and requirements (spaces aside), else by its prompt,
+    else by its id where the row says nothing else of it. Of several rows for one concept the first counts.
 
     Raises InputError where the file is missing or a line is not a JSON object.
     """
@@ -80,7 +77,7 @@ class ReplayProvider:
 
     def _keep(self, where: str, row: dict[str, Any]) -> None:
         concept_id, content = self._concept_of(row)
-        recorded = _Recorded(where, content, self._response_of(row, where))
+        recorded = _Recorded(where, content, self._response_of(row))
         if content:
             self._by_content.setdefault(content, recorded)
         if concept_id:
@@ -102,7 +99,7 @@ class ReplayProvider:
         )
         return (concept_id if isinstance(concept_id, str) else None), content
 
-    def _response_of(self, row: dict[str, Any], where: str) -> Response | str:
+    def _response_of(self, row: dict[str, Any]) -> Response | str:
         if "contract_digest" in row:
             try:
                 completion = Completion.model_validate(row)
@@ -120,27 +117,14 @@ class ReplayProvider:
                 }
             )
         model = row.get("model") if isinstance(row.get("model"), str) else self._path.name
-        if isinstance(row.get("response"), str):
-            return Response(text=row["response"], model=str(model))
-        documents = {key.removeprefix(_TEACHER_PREFIX): row[key] for key in row if key.startswith(_TEACHER_PREFIX)}
-        if not documents:
-            return "it has neither a response nor teacher documents."
-        return self._rendered(documents, str(model), where)
-
-    def _rendered(self, documents: dict[str, Any], model: str, where: str) -> Response | str:
-        try:
-            read = {
-                name: safe_yaml.load(value, what=f"{where}, {_TEACHER_PREFIX}{name}")
-                if isinstance(value, str)
-                else value
-                for name, value in documents.items()
-            }
-            for name, value in read.items():
-                if not isinstance(value, dict):
-                    return f"{_TEACHER_PREFIX}{name} is no mapping."
-            return Response(text=self._role.canonical(read), model=model)
-        except PODistillError as error:
-            return error.problem
+        output = row.get("output")
+        texts = (
+            row.get("response"),
+            output,
+            self._role.join_documents({**row, **output} if isinstance(output, dict) else row),
+        )
+        text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+        return Response(text=text, model=str(model)) if text else "it holds no answer."
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
