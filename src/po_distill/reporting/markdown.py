@@ -1,0 +1,183 @@
+"""An EvaluationReport as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from po_distill.records import CandidateResult, CaseResult, EvaluationReport
+from po_distill.reporting.figures import answered_label, counted
+
+_WORST = 5
+
+
+def render_markdown(report: EvaluationReport) -> str:
+    """The report as a Markdown document, tables first. Text of other people is escaped."""
+    sections = (
+        _head(report),
+        _main_table(report),
+        _classes(report),
+        _confusion(report),
+        _violations(report),
+        _worst_cases(report),
+        _method(report),
+        _artifacts(report),
+        _verdict(report),
+    )
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def main_rows(report: EvaluationReport) -> list[tuple[str, list[str]]]:
+    """The main table: (what, a value for each candidate)."""
+    every = report.candidates
+    return [
+        ("Metric (an unreadable answer counts 0)", [f"{c.score_mean:.3f}" for c in every]),
+        ("Metric of the text as it is", [f"{c.raw_score_mean:.3f}" for c in every]),
+        ("Valid answers (production can read them)", [share(c.valid_share, c.cases) for c in every]),
+        ("Verdict balanced accuracy", [_optional(c.verdict_balanced_accuracy) for c in every]),
+        ("Seconds per call, median", [seconds(c.seconds_per_call) for c in every]),
+        ("Seconds per call, 95 % of them within", [seconds(c.seconds_per_call_p95) for c in every]),
+    ]
+
+
+def title_of(candidate: CandidateResult) -> str:
+    """The candidate's name, and that rules answered in its place where they did."""
+    return f"{candidate.name} (stand-in)" if candidate.stand_in else candidate.name
+
+
+def share(fraction: float, whole: int) -> str:
+    """A share of a number of cases, with the count: 0.83 (10 of 12)."""
+    return f"{fraction:.2f} ({round(fraction * whole)} of {whole})"
+
+
+def seconds(value: float) -> str:
+    """A time with as many digits as it deserves."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def worst_cases(report: EvaluationReport, most: int = _WORST) -> tuple[CandidateResult, list[CaseResult]]:
+    """The student (or the first candidate) and its lowest-scoring cases, unreadable answers first."""
+    chosen = next((c for c in report.candidates if c.name == "student"), report.candidates[0])
+    ordered = sorted(chosen.results, key=lambda r: (counted(r.score), r.score.value, r.concept_id))
+    return chosen, ordered[:most]
+
+
+def _head(report: EvaluationReport) -> str:
+    outcome = "The student is **accepted**." if report.verdict.passed else "The student is **not accepted**."
+    labels = ", ".join(f"{count} {_text(label)}" for label, count in report.labels.items())
+    return f"# Evaluation of the role {_text(report.role)}\n\n{outcome} {report.cases} held-out cases: {labels}."
+
+
+def _main_table(report: EvaluationReport) -> str:
+    stand_ins = [_text(c.name) for c in report.candidates if c.stand_in]
+    note = f"\n\nStand-in: rules answered in place of a model ({', '.join(stand_ins)})." if stand_ins else ""
+    titles = [_text(title_of(c)) for c in report.candidates]
+    return _table(["", *titles], [[name, *values] for name, values in main_rows(report)]) + note
+
+
+def _classes(report: EvaluationReport) -> str:
+    labels = sorted({label for c in report.candidates for label in c.verdicts})
+    if not labels:
+        return ""
+    rows = []
+    for label in labels:
+        found = [c.verdicts.get(label) for c in report.candidates]
+        rows.append([_text(label), *(share(v.right / v.cases, v.cases) if v else "" for v in found)])
+    titles = [_text(title_of(c)) for c in report.candidates]
+    return "## Verdict accuracy per class\n\n" + _table(["Planted class", *titles], rows)
+
+
+def _confusion(report: EvaluationReport) -> str:
+    parts = []
+    for candidate in report.candidates:
+        if not candidate.confusion:
+            continue
+        answered = list(next(iter(candidate.confusion.values())))
+        rows = [
+            [_text(label), *(str(counts[name]) for name in answered)] for label, counts in candidate.confusion.items()
+        ]
+        header = ["Planted \\ answered", *map(_text, answered)]
+        parts.append(f"### {_text(title_of(candidate))}\n\n{_table(header, rows)}")
+    return "## What was answered for which class\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _violations(report: EvaluationReport) -> str:
+    kinds = sorted(
+        {kind for c in report.candidates for kind in c.violations},
+        key=lambda kind: (-max(c.violations.get(kind, 0) for c in report.candidates), kind),
+    )
+    if not kinds:
+        return "## Violations\n\nNone."
+    rows = [[_text(kind), *(str(c.violations.get(kind, 0)) for c in report.candidates)] for kind in kinds]
+    header = ["Answers that show it", *(_text(title_of(c)) for c in report.candidates)]
+    return "## Violations\n\n" + _table(header, rows)
+
+
+def _worst_cases(report: EvaluationReport) -> str:
+    candidate, cases = worst_cases(report)
+    rows = [
+        [
+            _text(case.concept_id),
+            _text(case.expected_label or "not planted"),
+            _text(answered_label(case.score)),
+            f"{counted(case.score):.3f}",
+            _text(case.finish),
+            "; ".join(f"{_text(v.kind)}: {_text(v.detail)}" for v in case.score.violations[:3]) or "none",
+        ]
+        for case in cases
+    ]
+    header = ["Concept", "Planted", "Answered", "Metric", "Finish", "Violations"]
+    return f"## Cases to read first ({_text(title_of(candidate))})\n\n" + _table(header, rows)
+
+
+def _method(report: EvaluationReport) -> str:
+    contract, generation = report.contract, report.generation
+    sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
+    lines = [
+        f"Measured {_text(report.created_at)} on {report.cases} held-out concepts, the same prompt for all.",
+        f"Prompt contract {_text(contract.role)}/{_text(contract.name)}, answers in the form "
+        f"{_text(contract.output_format)}, digest {contract.digest[:19]}.",
+        f"Decoding: {sampling}, at most {generation.max_tokens} tokens an answer. Recorded answers were decoded as "
+        "they were recorded.",
+        "An answer is valid when production can read it as it stands; in the metric an invalid answer counts 0. "
+        "Balanced accuracy is the mean over the planted classes of the share that was recognised.",
+        *(f"{_text(title_of(c))}: {_text(c.model)}." for c in report.candidates),
+    ]
+    return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _artifacts(report: EvaluationReport) -> str:
+    if not report.artifacts:
+        return ""
+    rows = [[_text(name), _text(path, limit=None)] for name, path in report.artifacts.items()]
+    return "## Artifacts\n\n" + _table(["What", "Where"], rows)
+
+
+def _verdict(report: EvaluationReport) -> str:
+    outcome = "accepted" if report.verdict.passed else "not accepted"
+    reasons = "\n".join(f"- {_text(reason, limit=None)}" for reason in report.verdict.reasons)
+    return f"## Verdict: {outcome}\n\n{reasons}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(header) - 1)] if all(_numeric(row) for row in rows) else ["---"] * len(header)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
+
+
+def _numeric(row: Sequence[str]) -> bool:
+    return all(not cell or cell[0].isdigit() or cell == "–" for cell in row[1:])
+
+
+def _text(value: str, limit: int | None = 160) -> str:
+    """Text of other people, as one line that Markdown shows as it is."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    if limit is not None and len(line) > limit:
+        line = line[: limit - 1] + "…"
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", line)
+    # GitHub makes links of these by themselves.
+    return line.replace("://", ":&#47;/").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def _optional(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

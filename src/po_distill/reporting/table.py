@@ -1,0 +1,54 @@
+"""An EvaluationReport as a table on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from po_distill.records import CandidateResult, EvaluationReport
+from po_distill.reporting.markdown import main_rows, title_of
+
+
+def print_report(report: EvaluationReport, console: Console | None = None) -> None:
+    """Print the main table and the verdict.
+
+    Green is what passes its rule, red what fails it, yellow what was not measured on a model: a
+    stand-in, or a rule that the cases cannot decide. Everything else is plain.
+    """
+    console = console or Console()
+    console.print(report_table(report))
+    for reason in report.verdict.reasons:
+        word, _, figure = reason.partition(": ")
+        console.print(Text.assemble((f"  {word:<11}", _COLOURS.get(word, "")), figure))
+    outcome = ("accepted", "bold green") if report.verdict.passed else ("not accepted", "bold red")
+    console.print(Text.assemble("The student is ", outcome, "."))
+
+
+def report_table(report: EvaluationReport) -> Table:
+    """The main table, a column for each candidate."""
+    table = Table(title=f"{report.role}: {report.cases} held-out cases", title_justify="left")
+    table.add_column("")
+    for candidate in report.candidates:
+        style = "yellow" if candidate.stand_in else ""
+        table.add_column(Text(title_of(candidate), style=style), justify="right")
+    judged = {0: "metric", 2: "valid", 3: "classes"}
+    for number, (name, values) in enumerate(main_rows(report)):
+        cells = [
+            Text(value, style=_style(report, candidate, judged.get(number)))
+            for value, candidate in zip(values, report.candidates, strict=True)
+        ]
+        table.add_row(Text(name), *cells)
+    return table
+
+
+_COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
+_RULES = ("metric", "valid", "classes")  # the gate's order
+
+
+def _style(report: EvaluationReport, candidate: CandidateResult, rule: str | None) -> str:
+    """The colour of a figure of the student: what the gate says of it."""
+    if candidate.name != "student" or rule is None or len(report.verdict.reasons) != len(_RULES):
+        return ""
+    word = report.verdict.reasons[_RULES.index(rule)].partition(":")[0]
+    return _COLOURS.get(word, "")
