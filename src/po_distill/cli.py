@@ -16,6 +16,8 @@ from po_distill.errors import PODistillError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from po_distill.pipeline import DistillResult
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 EXIT_PROBLEM = 1  # a PODistillError: problem and fix are on standard error
@@ -156,20 +158,16 @@ def _print(record: BaseModel | dict[str, Any], as_json: bool, show: Callable[[An
 @click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
 @_json_option
 def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
-    """Walk the whole road offline: no keys, no GPU, about twelve minutes.
+    """Walk the whole road offline, in twelve minutes.
 
-    A rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where the first stopped.
+    No keys, no GPU: a rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where
+    the first stopped.
     """
     from po_distill.pipeline import distill
-    from po_distill.reporting.summary import show_distilled, summary_object
     from po_distill.settings import quickstart_settings
 
     result = distill(quickstart_settings(minutes), fresh=fresh)
-    _print(
-        summary_object(result.report, result.artifacts),
-        as_json,
-        lambda _: show_distilled(result.report, result.artifacts),
-    )
+    _tell_distilled(result, as_json)
 
 
 @cli.command()
@@ -179,15 +177,10 @@ def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
 def run(settings_file: Path, fresh: bool, as_json: bool) -> None:
     """Walk all stages with the settings of one YAML file (examples/run.yaml)."""
     from po_distill.pipeline import distill
-    from po_distill.reporting.summary import show_distilled, summary_object
     from po_distill.settings import read_settings
 
     result = distill(read_settings(settings_file), fresh=fresh)
-    _print(
-        summary_object(result.report, result.artifacts),
-        as_json,
-        lambda _: show_distilled(result.report, result.artifacts),
-    )
+    _tell_distilled(result, as_json)
 
 
 @cli.command()
@@ -246,8 +239,10 @@ def dataset(
 
     Where the input holds answers already, no teacher is asked: they are scored again and gated.
     """
+    from po_distill.artifacts import read_records
+    from po_distill.records import Completion
     from po_distill.source_rows import has_answers, read_concepts
-    from po_distill.stages.dataset_builder import DatasetBuilder
+    from po_distill.stages.dataset_builder import DatasetBuilder, beside
     from po_distill.stages.teacher import Teacher
 
     opened = _open_role(role, contract, prompt_path)
@@ -259,7 +254,9 @@ def dataset(
         teacher = Teacher(
             opened, provider=provider, model=model, base_url=base_url, batch_size=batch_size, min_score=min_score
         )
-        built = builder.build(teacher.answer(asked), output)
+        completions = beside(output, "completions.jsonl")
+        teacher.write(asked, completions)
+        built = builder.build(read_records(completions, Completion), output)
     _print(built, as_json, lambda _: _tell_dataset(built))
 
 
@@ -404,14 +401,14 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Hold a student against its base and its teacher on held-out concepts."""
     from po_distill.pipeline import evaluate_models
-    from po_distill.reporting.summary import show_report, summary_object
+    from po_distill.reporting.summary import show_summary, summary_object
 
     found = evaluate_models(
         _open_role(role, contract, prompt_path), data, student=model, base=base, teacher_path=teacher_path,
         train_path=train_path, subset=subset, provider=provider, max_tokens=max_tokens, concurrency=concurrency,
         report_path=report,
     )  # fmt: skip
-    _print(summary_object(found, found.artifacts), as_json, lambda _: show_report(found, found.artifacts))
+    _print(summary_object(found, found.artifacts), as_json, lambda _: show_summary(found, found.artifacts))
     if gate and not found.verdict.passed:
         raise click.exceptions.Exit(EXIT_NOT_PASSED)
 
@@ -442,6 +439,17 @@ def doctor(as_json: bool) -> None:
 
 
 # --- telling people -----------------------------------------------------------------------------
+
+
+def _tell_distilled(result: DistillResult, as_json: bool) -> None:
+    from po_distill.reporting.summary import show_summary, summary_object
+
+    following = f"po-distill evaluate --model {result.folder} --gate"
+    _print(
+        summary_object(result.report, result.artifacts),
+        as_json,
+        lambda _: show_summary(result.report, result.artifacts, following),
+    )
 
 
 def _tell_counts(title: str, counts: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from po_distill import artifacts
 from po_distill.artifacts import digest_file, digest_value
@@ -22,9 +22,9 @@ from po_distill.plugins import load
 from po_distill.progress import say
 from po_distill.records import (
     Adapter,
-    Concept,
     Dataset,
     EvaluationReport,
+    GenerationSettings,
     MergedModel,
     OllamaPackage,
     ProviderSettings,
@@ -180,10 +180,11 @@ class _Road:
 
     def _teacher(self, concepts_path: Path) -> Path:
         from po_distill.source_rows import read_concepts
+        from po_distill.stages.dataset_builder import beside
         from po_distill.stages.teacher import Teacher
 
         wanted = self.settings.teacher
-        path = Path(self.settings.dataset.path).with_name("po_teacher_completions.jsonl")
+        path = beside(self.settings.dataset.path, "completions.jsonl")
         logs = Path(self.settings.logs)
         concepts = read_concepts(concepts_path, self.role)
 
@@ -212,7 +213,7 @@ class _Road:
 
     def _dataset(self, completions_path: Path) -> Dataset:
         from po_distill.records import Completion
-        from po_distill.stages.dataset_builder import DatasetBuilder, manifest_path
+        from po_distill.stages.dataset_builder import DatasetBuilder, beside
 
         wanted = self.settings.dataset
         path = Path(wanted.path)
@@ -232,7 +233,7 @@ class _Road:
             "min_score": self.settings.teacher.min_score,
             "contract": self.role.contract.digest,
         }
-        manifest = manifest_path(path)
+        manifest = beside(path, "manifest.json")
         outputs = {"dataset": path, "dataset_manifest": manifest}
         return self._stage("dataset", depends_on, outputs, work, lambda: artifacts.read_record(manifest, Dataset))
 
@@ -274,9 +275,8 @@ class _Road:
         if self.fresh or version is None or (self.models / version / "adapter").exists():
             version = artifacts.next_version(self.models, self.role.version_stem)
         (self.models / version).mkdir(parents=True, exist_ok=True)
-        kept = {
-            name: self.state.stages[name] for name in ("concepts", "teacher", "dataset") if name in self.state.stages
-        }
+        before_training = ("concepts", "teacher", "dataset", "base_gguf")
+        kept = {name: stage for name, stage in self.state.stages.items() if name in before_training}
         self.state = RunState(version=version, stages=kept)
         artifacts.write_json(self.state_path, self.state)
 
@@ -344,24 +344,28 @@ class _Road:
     def _evaluate(
         self, dataset: Dataset, completions: Path, package: OllamaPackage, base_gguf: Path | None
     ) -> EvaluationReport:
-        from po_distill.stages.evaluator import Candidate, Evaluator
-
         wanted = self.settings.evaluate
         record_path = self.folder / "evaluation.json"
 
-        def runtime(model: str) -> Candidate:
-            options = {"n_ctx": package.num_ctx * wanted.concurrency, "n_parallel": wanted.concurrency}
-            return Candidate(settings=ProviderSettings(provider=wanted.provider, model=model, options=options))
-
-        candidates = {
-            **({"base": runtime(str(base_gguf))} if base_gguf else {}),
-            "student": runtime(package.gguf.path),
-            "teacher": Candidate(completions_path=str(completions)),
-        }
-
         def work() -> EvaluationReport:
-            evaluator = Evaluator(self.role)
-            return evaluator.evaluate(dataset.paths["test"], candidates)
+            report = evaluate_models(
+                self.role,
+                dataset.paths["test"],
+                student=package.gguf.path,
+                base=str(base_gguf) if base_gguf else None,
+                teacher_path=completions,
+                train_path=dataset.paths["train"],
+                subset=wanted.subset,
+                provider=wanted.provider,
+                n_ctx=package.num_ctx,
+                max_tokens=wanted.max_tokens,
+                concurrency=wanted.concurrency,
+                min_valid_share=wanted.min_valid_share,
+                folder=self.folder / "evaluation",
+                report_path=wanted.report,
+            )
+            artifacts.write_json(record_path, report)
+            return report
 
         depends_on = {
             "package": package.gguf.digest,
@@ -374,8 +378,63 @@ class _Road:
         )
 
 
+def evaluate_models(
+    role: Role,
+    data: Path | str,
+    *,
+    student: str,
+    base: str | None = None,
+    teacher_path: Path | str | None = None,
+    train_path: Path | str | None = None,
+    subset: int | None = None,
+    provider: str = "llama_cpp",
+    n_ctx: int | None = None,
+    max_tokens: int = 4096,
+    concurrency: int = 1,
+    min_valid_share: float = 0.8,
+    folder: Path | str | None = None,
+    report_path: Path | str | None = None,
+) -> EvaluationReport:
+    """Hold a student's GGUF against its base's and a teacher's recorded answers, by one runtime.
+
+    `student` may be a version folder that holds one GGUF. `n_ctx` is the context per answer in tokens;
+    None leaves it to the provider.
+    """
+    from po_distill.stages.evaluator import Candidate, Evaluator
+
+    student_path = _only_gguf(Path(student)) if Path(student).is_dir() else Path(student)
+
+    def runtime(model: Path | str) -> ProviderSettings:
+        context: dict[str, JsonValue] = {"n_ctx": n_ctx * concurrency} if n_ctx else {}
+        return ProviderSettings(provider=provider, model=str(model), options={**context, "n_parallel": concurrency})
+
+    candidates: dict[str, Candidate] = {
+        **({"base": runtime(base)} if base else {}),
+        "student": runtime(student_path),
+        **({"teacher": Path(teacher_path)} if teacher_path else {}),
+    }
+    evaluator = Evaluator(
+        role,
+        subset=subset,
+        generation=GenerationSettings(temperature=0.0, max_tokens=max_tokens),
+        concurrency=concurrency,
+        min_valid_share=min_valid_share,
+        train_path=train_path,
+        folder=folder or student_path.parent / "evaluation",
+        report_path=report_path,
+    )
+    return evaluator.evaluate(data, candidates)
+
+
+def _only_gguf(folder: Path) -> Path:
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) != 1:
+        raise InputError(
+            f"{folder} holds {len(found)} GGUF files.",
+            "Name the one to evaluate, or run `po-distill package` where there is none.",
+        )
+    return found[0]
+
+
 def _digest_or_none(path: str | None) -> str | None:
     return digest_file(path) if path else None
-
-
-__all__ = ["Concept", "DistillResult", "distill"]

@@ -120,6 +120,9 @@ def answer_of(row: Mapping[str, Any], role: Role) -> str | None:
     for name in ("response", "text", "raw_response", "raw"):
         if isinstance(row.get(name), str) and row[name].strip():
             return str(row[name])
+    if isinstance(row.get("completion"), list) and row["completion"]:  # an Example row
+        last = row["completion"][-1]
+        return str(last["content"]) if isinstance(last, Mapping) and "content" in last else None
     output = row.get("output")
     if isinstance(output, str):
         return output

@@ -106,7 +106,7 @@ class DatasetBuilder:
         found = [*answer.violations, *self.role.violations(item.concept, answer.documents)]
         if found:
             kinds = {violation.kind: violation.detail for violation in reversed(found)}
-            reason = min(kinds, key=_gravity)
+            reason = min((violation.kind for violation in found), key=_gravity)
             others = sorted(set(kinds) - {reason})
             detail = kinds[reason] + (f" (also: {', '.join(others)})" if others else "")
             return rejection(reason, detail, raw.value)
@@ -144,11 +144,10 @@ class DatasetBuilder:
         rows: dict[Split, list[Example]] = {name: [] for name in SPLITS}
         for row in accepted:
             rows[self._split_of(row.concept)].append(row.example)
-        stem = output.with_suffix("") if output.suffix == ".jsonl" else output
         paths: dict[Split, str] = {
-            name: str(output if name == "train" else stem.with_name(f"{stem.name}.{name}.jsonl")) for name in SPLITS
+            name: str(output if name == "train" else beside(output, f"{name}.jsonl")) for name in SPLITS
         }
-        rejected_path = stem.with_name(f"{stem.name}.rejected.jsonl")
+        rejected_path = beside(output, "rejected.jsonl")
         for name in SPLITS:
             write_jsonl(paths[name], _ordered(rows[name]))
         write_jsonl(rejected_path, rejected)
@@ -162,15 +161,15 @@ class DatasetBuilder:
             rejected=dict(sorted(Counter(r.reason for r in rejected).items())),
             digest=digest_value([digest_file(paths[name]) for name in SPLITS]),
         )
-        write_json(manifest_path(output), dataset)
+        write_json(beside(output, "manifest.json"), dataset)
         return dataset
 
 
-def manifest_path(output: Path | str) -> Path:
-    """Where the record of the dataset with this train file lies."""
+def beside(output: Path | str, ending: str) -> Path:
+    """The file that lies beside a dataset: `x.jsonl` -> `x.<ending>`."""
     output = Path(output)
-    stem = output.with_suffix("") if output.suffix == ".jsonl" else output
-    return stem.with_name(f"{stem.name}.manifest.json")
+    stem = output.stem if output.suffix == ".jsonl" else output.name
+    return output.with_name(f"{stem}.{ending}")
 
 
 def _without_doubles(rows: Iterable[_Row]) -> tuple[list[_Row], list[Rejection]]:
