@@ -99,16 +99,16 @@ def _matrices(report: EvaluationReport) -> str:
 
 def _matrix(candidate: CandidateResult) -> str:
     answered = list(next(iter(candidate.confusion.values())))
-    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in answered)
+    head = "".join(f'<th scope="col">{_label(label)}</th>' for label in answered)
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
+        f'<tr><th scope="row">{_label(label)}</th>'
         + "".join(f"<td{_RIGHT if name == label else ''}>{counts[name]}</td>" for name in answered)
         + "</tr>"
         for label, counts in candidate.confusion.items()
     )
     return (
         f'<div><h3>{escape(title_of(candidate))}</h3><div class="scroll"><table><thead><tr>'
-        f'<th scope="col">planted \\ answered</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>'
+        f'<th scope="col">planted</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>'
     )
 
 
@@ -193,6 +193,11 @@ def _artifacts(report: EvaluationReport) -> str:
     return _list(report.artifacts.items()) if report.artifacts else ""
 
 
+def _label(text: str) -> str:
+    """A name that may break behind an underscore, where a phone has no room for it."""
+    return escape(text).replace("_", "_<wbr>")
+
+
 def _list(pairs: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
 
@@ -200,7 +205,7 @@ def _list(pairs: Iterable[tuple[str, str]]) -> str:
 def _table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
+        f'<tr><th scope="row">{_label(name)}</th>' + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
         for name, values in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

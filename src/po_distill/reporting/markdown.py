@@ -31,12 +31,12 @@ def main_rows(report: EvaluationReport) -> list[tuple[str, list[str]]]:
     """The main table: (what, a value for each candidate)."""
     every = report.candidates
     return [
-        ("Metric (an unreadable answer counts 0)", [f"{c.score_mean:.3f}" for c in every]),
-        ("Metric of the text as it is", [f"{c.raw_score_mean:.3f}" for c in every]),
-        ("Valid answers (production can read them)", [share(c.valid_share, c.cases) for c in every]),
+        ("Metric (an invalid answer counts 0)", [f"{c.score_mean:.3f}" for c in every]),
+        ("Metric, invalid answers too", [f"{c.raw_score_mean:.3f}" for c in every]),
+        ("Valid answers", [share(c.valid_share, c.cases) for c in every]),
         ("Verdict balanced accuracy", [_optional(c.verdict_balanced_accuracy) for c in every]),
         ("Seconds per call, median", [seconds(c.seconds_per_call) for c in every]),
-        ("Seconds per call, 95 % of them within", [seconds(c.seconds_per_call_p95) for c in every]),
+        ("Seconds per call, 95th percentile", [seconds(c.seconds_per_call_p95) for c in every]),
     ]
 
 
@@ -56,10 +56,14 @@ def seconds(value: float) -> str:
 
 
 def worst_cases(report: EvaluationReport, most: int = _WORST) -> tuple[CandidateResult, list[CaseResult]]:
-    """The student (or the first candidate) and its lowest-scoring cases, unreadable answers first."""
+    """The student (or the first candidate) and the cases to read first: invalid, then of the wrong class, then weak."""
     chosen = next((c for c in report.candidates if c.name == "student"), report.candidates[0])
-    ordered = sorted(chosen.results, key=lambda r: (counted(r.score), r.score.value, r.concept_id))
-    return chosen, ordered[:most]
+
+    def gravity(result: CaseResult) -> tuple[bool, bool, float, float, str]:
+        right = result.expected_label in (None, answered_label(result.score))
+        return (result.score.valid, right, counted(result.score), result.score.value, result.concept_id)
+
+    return chosen, sorted(chosen.results, key=gravity)[:most]
 
 
 def _head(report: EvaluationReport) -> str:
@@ -174,7 +178,7 @@ def _text(value: str, limit: int | None = 160) -> str:
     if limit is not None and len(line) > limit:
         line = line[: limit - 1] + "…"
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", line)
+    line = re.sub(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", line)
     # GitHub makes links of these by themselves.
     return line.replace("://", ":&#47;/").replace("www.", "www&#46;").replace("@", "&#64;")
 

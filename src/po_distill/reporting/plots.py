@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Colours that nothing else has, each replaced by the page's own.
 _INK, _GRID = "#010203", "#040506"
 _SERIES = tuple(f"#0a0b{number:02x}" for number in range(16))
-_WIDTH_IN = 4.6  # at 72 points an inch; as wide as a phone shows without shrinking the text
+_WIDTH_IN = 4.0  # at 72 points an inch: three fit beside each other, and a phone shrinks no text
 _RC = {
     "svg.fonttype": "none",  # text stays text, for readers and screen readers
     "font.family": "sans-serif",
@@ -44,17 +44,16 @@ _RC = {
 
 def score_distribution(candidates: Sequence[CandidateResult]) -> str:
     """A dot per case at its score, a row per candidate; the line is the mean. Invalid answers stand at 0."""
-    figure, axes = _figure(0.75 * len(candidates) + 0.9, "scores")
+    figure, axes = _figure(0.75 * len(candidates) + 0.9)
     for row, candidate in enumerate(candidates):
         scores = [counted(result.score) for result in candidate.results]
         places = _stacked(scores, row)
         axes.scatter(scores, places, s=14, color=_colour(row), alpha=0.75, linewidths=0)
         mean = candidate.score_mean
-        axes.plot([mean, mean], [row - 0.42, row + 0.42], color=_colour(row), linewidth=2.2)
-        axes.text(mean, row - 0.46, f"mean {mean:.3f}", ha=_side(mean), va="bottom", fontsize=9)
-    _rows(axes, [candidate.name for candidate in candidates])
+        axes.plot([mean, mean], [row - 0.4, row + 0.4], color=_colour(row), linewidth=2.2)
+    _rows(axes, [candidate.name for candidate in candidates], [f"mean {c.score_mean:.3f}" for c in candidates])
     axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel("metric, an unreadable answer counting 0")
+    axes.set_xlabel("metric, an invalid answer counting 0")
     means = "; ".join(f"{c.name}: mean {c.score_mean:.3f} over {c.cases} cases" for c in candidates)
     return _svg(figure, "scores", "Scores per candidate", means)
 
@@ -64,7 +63,7 @@ def class_accuracy(candidates: Sequence[CandidateResult]) -> str | None:
     labels = sorted({label for candidate in candidates for label in candidate.verdicts})
     if not labels:
         return None
-    figure, axes = _figure(0.34 * len(labels) * (len(candidates) + 0.8) + 0.9, "classes")
+    figure, axes = _figure(0.34 * len(labels) * (len(candidates) + 0.8) + 0.9)
     height = 0.8 / len(candidates)
     told = []
     for number, candidate in enumerate(candidates):
@@ -76,18 +75,18 @@ def class_accuracy(candidates: Sequence[CandidateResult]) -> str | None:
             place = row + (number - (len(candidates) - 1) / 2) * height
             axes.barh(place, accuracy, height * 0.86, color=_colour(number))
             note = f"{candidate.name} {found.right}/{found.cases}"
-            axes.text(accuracy + 0.015, place, note, va="center", fontsize=8.5)
+            axes.text(accuracy + 0.015, place, note, va="center", fontsize=8.5, color=_INK)
             told.append(f"{candidate.name}, {label}: {found.right} of {found.cases}")
     _rows(axes, labels)
-    axes.set_xlim(0, 1.38)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("share of the class that was recognised")
+    axes.set_xlim(0, 1.55)
+    axes.set_xticks([0, 0.5, 1])
+    axes.set_xlabel("share recognised")
     return _svg(figure, "classes", "Accuracy per class", "; ".join(told))
 
 
 def call_time(candidates: Sequence[CandidateResult]) -> str:
     """Seconds per call: the bar up to the median, the thin line up to the 95th percentile."""
-    figure, axes = _figure(0.62 * len(candidates) + 0.9, "time")
+    figure, axes = _figure(0.62 * len(candidates) + 0.9)
     longest = max([candidate.seconds_per_call_p95 for candidate in candidates] + [1e-9])
     told = []
     for row, candidate in enumerate(candidates):
@@ -95,15 +94,15 @@ def call_time(candidates: Sequence[CandidateResult]) -> str:
         axes.barh(row, median, 0.5, color=_colour(row))
         axes.plot([median, p95], [row, row], color=_colour(row), linewidth=2)
         note = f"{median:.2g} s" if median < 10 else f"{median:.0f} s"
-        axes.text(p95 + 0.02 * longest, row, note, va="center", fontsize=9)
+        axes.text(p95 + 0.02 * longest, row, note, va="center", fontsize=9, color=_INK)
         told.append(f"{candidate.name}: median {median:.3g} s, 95 % within {p95:.3g} s")
     _rows(axes, [candidate.name for candidate in candidates])
-    axes.set_xlim(0, longest * 1.2)
+    axes.set_xlim(0, longest * 1.25)
     axes.set_xlabel("seconds per call: median, and line to 95 %")
     return _svg(figure, "time", "Time per call", "; ".join(told))
 
 
-def _figure(height_in: float, name: str) -> tuple[Any, Axes]:
+def _figure(height_in: float) -> tuple[Any, Axes]:
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -114,14 +113,14 @@ def _figure(height_in: float, name: str) -> tuple[Any, Axes]:
         axes = figure.add_subplot()
         axes.grid(axis="x", zorder=0)
         axes.set_axisbelow(True)
-        axes.set_gid(name)
     return figure, axes
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def _rows(axes: Axes, names: Sequence[str], notes: Sequence[str] = ()) -> None:
     """Label the rows, the first on top. A dollar sign is not the beginning of a formula."""
-    shown = [name if len(name) <= 18 else name[:17] + "…" for name in names]
-    axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in shown])
+    shown = [(name if len(name) <= 18 else name[:17] + "…").replace("$", r"\$") for name in names]
+    labels = [f"{name}\n{note}" for name, note in zip(shown, notes, strict=True)] if notes else shown
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
@@ -139,10 +138,6 @@ def _stacked(scores: Sequence[float], row: int) -> list[float]:
     return places
 
 
-def _side(mean: float) -> str:
-    return "left" if mean < 0.15 else "right" if mean > 0.85 else "center"
-
-
 def _colour(number: int) -> str:
     return _SERIES[number % len(_SERIES)]
 
@@ -157,6 +152,8 @@ def _svg(figure: Any, name: str, title: str, description: str) -> str:
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several plots share a page, and an id has to be the only one of its kind there.
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for number, colour in enumerate(_SERIES):
         svg = svg.replace(colour, f"var(--series-{number % 6})")
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")

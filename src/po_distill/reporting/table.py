@@ -18,20 +18,22 @@ def print_report(report: EvaluationReport, console: Console | None = None) -> No
     """
     console = console or Console()
     console.print(report_table(report))
+    reasons = Table.grid(padding=(0, 2))
     for reason in report.verdict.reasons:
         word, _, figure = reason.partition(": ")
-        console.print(Text.assemble((f"  {word:<11}", _COLOURS.get(word, "")), figure))
+        reasons.add_row(Text(word, style=_COLOURS.get(word, ""), no_wrap=True), _plain(figure))
+    console.print(reasons)
     outcome = ("accepted", "bold green") if report.verdict.passed else ("not accepted", "bold red")
     console.print(Text.assemble("The student is ", outcome, "."))
 
 
 def report_table(report: EvaluationReport) -> Table:
     """The main table, a column for each candidate."""
-    table = Table(title=f"{report.role}: {report.cases} held-out cases", title_justify="left")
+    table = Table(title=_plain(f"{report.role}: {report.cases} held-out cases", "italic"), title_justify="left")
     table.add_column("")
     for candidate in report.candidates:
         style = "yellow" if candidate.stand_in else ""
-        table.add_column(Text(title_of(candidate), style=style), justify="right")
+        table.add_column(_plain(title_of(candidate).replace(" (", "\n("), style), justify="right", no_wrap=True)
     judged = {0: "metric", 2: "valid", 3: "classes"}
     for number, (name, values) in enumerate(main_rows(report)):
         cells = [
@@ -40,6 +42,11 @@ def report_table(report: EvaluationReport) -> Table:
         ]
         table.add_row(Text(name), *cells)
     return table
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text of other people: neither rich's markup nor the terminal's escape sequences act in it."""
+    return Text("".join(c for c in text if c.isprintable() or c == "\n"), style=style)
 
 
 _COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}
