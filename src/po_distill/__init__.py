@@ -6,59 +6,118 @@ Public names are resolved on first use (PEP 562), so that importing the package 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from po_distill.errors import PODistillError
+    from po_distill.interfaces import Launcher, Provider, Role
+    from po_distill.pipeline import DistillResult, distill
+    from po_distill.records import (
+        Adapter,
+        Answer,
+        BaseModelSpec,
+        Completion,
+        Concept,
+        ConfigChange,
+        Dataset,
+        EvaluationReport,
+        Example,
+        GenerationSettings,
+        GGUFFile,
+        LoRASettings,
+        MergedModel,
+        Message,
+        OllamaPackage,
+        PromptContract,
+        ProviderSettings,
+        Rejection,
+        Request,
+        Response,
+        RunManifest,
+        Score,
+        Usage,
+        Verdict,
+        Violation,
+    )
+    from po_distill.roles.product_owner.scoring import product_owner_metric
+    from po_distill.settings import Settings
+    from po_distill.stages.dataset_builder import DatasetBuilder
+    from po_distill.stages.evaluator import Evaluator
+    from po_distill.stages.lora_trainer import LoRATrainer
+    from po_distill.stages.merger import Merger
+    from po_distill.stages.packager import Packager
+    from po_distill.stages.teacher import Teacher
+
+__version__ = "0.1.0"
 
 _HOMES = {
-    "Teacher": "stages.teacher",
-    "DatasetBuilder": "stages.dataset_builder",
-    "LoRATrainer": "stages.lora_trainer",
-    "Merger": "stages.merger",
-    "Packager": "stages.packager",
-    "Evaluator": "stages.evaluator",
-    "distill": "pipeline",
-    "product_owner_metric": "roles.product_owner.scoring",
-    "PODistillError": "errors",
-    **dict.fromkeys(("Provider", "Role", "Launcher"), "interfaces"),
-    **dict.fromkeys(
-        (
-            "Adapter",
-            "Answer",
-            "BaseModelSpec",
-            "Completion",
-            "Concept",
-            "ConfigChange",
-            "Dataset",
-            "EvaluationReport",
-            "Example",
-            "GGUFFile",
-            "GenerationSettings",
-            "LoRASettings",
-            "MergedModel",
-            "Message",
-            "OllamaPackage",
-            "PromptContract",
-            "ProviderSettings",
-            "Rejection",
-            "Request",
-            "Response",
-            "RunManifest",
-            "Score",
-            "Usage",
-            "Verdict",
-            "Violation",
-        ),
-        "records",
+    "errors": ("PODistillError",),
+    "interfaces": ("Launcher", "Provider", "Role"),
+    "pipeline": ("DistillResult", "distill"),
+    "records": (
+        *("Adapter", "Answer", "BaseModelSpec", "Completion", "Concept", "ConfigChange", "Dataset"),
+        *("EvaluationReport", "Example", "GGUFFile", "GenerationSettings", "LoRASettings", "MergedModel", "Message"),
+        *("OllamaPackage", "PromptContract", "ProviderSettings", "Rejection", "Request", "Response", "RunManifest"),
+        *("Score", "Usage", "Verdict", "Violation"),
     ),
+    "roles.product_owner.scoring": ("product_owner_metric",),
+    "settings": ("Settings",),
+    "stages.dataset_builder": ("DatasetBuilder",),
+    "stages.evaluator": ("Evaluator",),
+    "stages.lora_trainer": ("LoRATrainer",),
+    "stages.merger": ("Merger",),
+    "stages.packager": ("Packager",),
+    "stages.teacher": ("Teacher",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOMES)
-__version__ = "0.1.0"
+__all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled out for type checkers
+    "Teacher",
+    "DatasetBuilder",
+    "LoRATrainer",
+    "Merger",
+    "Packager",
+    "Evaluator",
+    "distill",
+    "DistillResult",
+    "Settings",
+    "product_owner_metric",
+    "Launcher",
+    "Provider",
+    "Role",
+    "PODistillError",
+    "Adapter",
+    "Answer",
+    "BaseModelSpec",
+    "Completion",
+    "Concept",
+    "ConfigChange",
+    "Dataset",
+    "EvaluationReport",
+    "Example",
+    "GGUFFile",
+    "GenerationSettings",
+    "LoRASettings",
+    "MergedModel",
+    "Message",
+    "OllamaPackage",
+    "PromptContract",
+    "ProviderSettings",
+    "Rejection",
+    "Request",
+    "Response",
+    "RunManifest",
+    "Score",
+    "Usage",
+    "Verdict",
+    "Violation",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
