@@ -199,6 +199,7 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     from collections import Counter
 
     from po_distill.artifacts import write_jsonl
+    from po_distill.reporting import console
     from po_distill.source_rows import read_concepts
 
     opened = _open_role(role, None, None)
@@ -210,7 +211,7 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     write_jsonl(output, made)
     labels = Counter(concept.planted_label or "unknown" for concept in made)
     found = {"concepts": len(made), "labels": dict(sorted(labels.items())), "path": str(output)}
-    _print(found, as_json, lambda _: _tell_counts(f"{len(made)} concepts in {output}", labels))
+    _print(found, as_json, lambda _: console.tell_counts(f"{len(made)} concepts in {output}", labels))
 
 
 @cli.command()
@@ -241,6 +242,7 @@ def dataset(
     """
     from po_distill.artifacts import read_records
     from po_distill.records import Completion
+    from po_distill.reporting import console
     from po_distill.source_rows import has_answers, read_concepts
     from po_distill.stages.dataset_builder import DatasetBuilder, beside
     from po_distill.stages.teacher import Teacher
@@ -257,7 +259,7 @@ def dataset(
         completions = beside(output, "completions.jsonl")
         teacher.write(asked, completions)
         built = builder.build(read_records(completions, Completion), output)
-    _print(built, as_json, lambda _: _tell_dataset(built))
+    _print(built, as_json, lambda _: console.tell_dataset(built))
 
 
 @cli.command()
@@ -298,6 +300,7 @@ def train(
     """Train a LoRA adapter on a dataset."""
     from po_distill.artifacts import next_version
     from po_distill.records import LoRASettings
+    from po_distill.reporting import console
     from po_distill.stages.lora_trainer import LoRATrainer
 
     folder = output or Path(_MODELS) / next_version(_MODELS, "po_student")
@@ -308,7 +311,9 @@ def train(
     )  # fmt: skip
     adapter = trainer.train(data, folder, log_path=Path("logs/distillation") / f"train_{folder.name}.jsonl")
     _print(
-        adapter, as_json, lambda _: _tell_next(f"Adapter: {adapter.path}", f"po-distill merge --adapter {adapter.path}")
+        adapter,
+        as_json,
+        lambda _: console.tell_next(f"Adapter: {adapter.path}", f"po-distill merge --adapter {adapter.path}"),
     )
 
 
@@ -327,13 +332,14 @@ def train(
 @_json_option
 def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -> None:
     """Merge an adapter into its base: FP16 safetensors."""
+    from po_distill.reporting import console
     from po_distill.stages.merger import Merger
 
     merged = Merger().merge(adapter, output or adapter.resolve().parent, base=base)
     _print(
         merged,
         as_json,
-        lambda _: _tell_next(f"Merged model: {merged.path}", f"po-distill package --model {merged.path}"),
+        lambda _: console.tell_next(f"Merged model: {merged.path}", f"po-distill package --model {merged.path}"),
     )
 
 
@@ -351,6 +357,7 @@ def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -
 @_json_option
 def package(model: Path, name: str | None, quant: str, output: Path | None, as_json: bool) -> None:
     """Write the GGUF and the Modelfile for a merged model."""
+    from po_distill.reporting import console
     from po_distill.stages.packager import Packager
 
     quantization: Any = quant.lower()
@@ -360,7 +367,7 @@ def package(model: Path, name: str | None, quant: str, output: Path | None, as_j
     _print(
         made,
         as_json,
-        lambda _: _tell_next(f"GGUF: {made.gguf.path}\nModelfile: {made.modelfile_path}", made.create_command),
+        lambda _: console.tell_next(f"GGUF: {made.gguf.path}\nModelfile: {made.modelfile_path}", made.create_command),
     )
 
 
@@ -421,10 +428,11 @@ def evaluate(
 def plugins(as_json: bool) -> None:
     """List providers, roles, base models and launchers, and the packages they come from."""
     from po_distill.plugins import list_plugins
+    from po_distill.reporting import console
 
     found = list_plugins()
     rows = [info.model_dump() for info in found]
-    _print({"plugins": rows}, as_json, lambda _: _tell_table(rows, ("group", "name", "package", "version", "target")))
+    _print({"plugins": rows}, as_json, lambda _: console.tell_plugins(found))
 
 
 @cli.command()
@@ -432,13 +440,11 @@ def plugins(as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and what to install for the rest."""
     from po_distill.machine import examine
+    from po_distill.reporting import console
 
     checks = examine()
     rows = [check._asdict() for check in checks]
-    _print({"checks": rows, "ok": all(c.ok for c in checks)}, as_json, lambda _: _tell_checks(checks))
-
-
-# --- telling people -----------------------------------------------------------------------------
+    _print({"checks": rows, "ok": all(c.ok for c in checks)}, as_json, lambda _: console.tell_checks(checks))
 
 
 def _tell_distilled(result: DistillResult, as_json: bool) -> None:
@@ -450,44 +456,3 @@ def _tell_distilled(result: DistillResult, as_json: bool) -> None:
         as_json,
         lambda _: show_summary(result.report, result.artifacts, following),
     )
-
-
-def _tell_counts(title: str, counts: Any) -> None:
-    click.echo(title)
-    for name, count in sorted(counts.items()):
-        click.echo(f"  {name:<24}{count:>6}")
-
-
-def _tell_next(made: str, command: str) -> None:
-    click.echo(made)
-    click.echo(f"Next: {click.style(command, bold=True)}")
-
-
-def _tell_dataset(built: Any) -> None:
-    accepted = sum(built.counts.values())
-    _tell_counts(f"{built.inputs} answers: {accepted} accepted, {built.inputs - accepted} rejected", built.rejected)
-    _tell_counts("Accepted by split", built.counts)
-    _tell_counts("Accepted by verdict", built.labels)
-    if built.rejected:
-        click.echo(f"Each rejection with its reason: {built.rejected_path}")
-    _tell_next(f"Dataset: {built.paths['train']}", f"po-distill train --data {built.paths['train']}")
-
-
-def _tell_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    Console().print(table)
-
-
-def _tell_checks(checks: Any) -> None:
-    for check in checks:
-        mark = click.style("ok  ", fg="green") if check.ok else click.style("no  ", fg="yellow")
-        click.echo(f"{mark}{check.name:<22}{check.found}")
-        if not check.ok:
-            click.echo(f"    {'':<22}{check.remedy}")

@@ -1,21 +1,19 @@
 """The whole road: concepts -> answers -> dataset -> adapter -> merged model -> GGUF -> report.
 
-Each stage is done once for its inputs: what it depends on is digested into a key, kept in
-`<models>/<stem>.run.json` with the stage's outputs, before the work begins and after it ended. A
-run that was killed goes on where it was; a run whose training inputs changed begins a new version.
+Each stage is done once for its inputs (`run_state`). A run that was killed goes on where it was; a
+run whose training inputs changed begins a new version.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from po_distill import artifacts
-from po_distill.artifacts import digest_file, digest_value
+from po_distill.artifacts import digest_file
 from po_distill.errors import InputError
 from po_distill.interfaces import Role
 from po_distill.plugins import load
@@ -30,25 +28,14 @@ from po_distill.records import (
     ProviderSettings,
     Record,
 )
+from po_distill.run_state import RunState
 from po_distill.settings import Settings
 
 _R = TypeVar("_R", bound=Record)
 
 
-class StageState(Record):
-    """What is known of one stage of the newest run."""
-
-    key: str  # digest of all that the stage depends on
-    finished: bool = False
-    outputs: dict[str, str] = Field(default_factory=dict)  # name -> path
-    duration_s: float = 0.0
-
-
-class RunState(Record):
-    """How far a run is."""
-
-    version: str | None = None  # the student version that is being made, or was made last
-    stages: dict[str, StageState] = Field(default_factory=dict)
+class DoneStage(Record):
+    """The record of a stage whose outputs say all."""
 
 
 class DistillResult(Record):
@@ -79,11 +66,7 @@ class _Road:
         self.settings = settings
         self.role: Role = load("roles", settings.role)(contract=settings.contract, prompt=settings.prompt_text())
         self.models = Path(settings.models)
-        self.state_path = self.models / f"{self.role.version_stem}.run.json"
-        known = self.state_path.exists() and not fresh
-        self.state = artifacts.read_record(self.state_path, RunState) if known else RunState()
-        self.fresh = fresh
-        self.told: dict[str, str] = {}
+        self.run = RunState(self.models, self.role.version_stem, fresh=fresh)
 
     def walk(self) -> DistillResult:
         started = time.monotonic()
@@ -95,62 +78,18 @@ class _Road:
         package = self._package(merged)
         base_gguf = self._base_gguf() if self.settings.evaluate.base else None
         report = self._evaluate(dataset, completions, package, base_gguf)
-        assert self.state.version is not None
-        found = {name: path for stage in self.state.stages.values() for name, path in stage.outputs.items()}
         return DistillResult(
-            version=self.state.version,
+            version=self.run.version,
             folder=str(self.folder),
             report=report,
-            artifacts={**found, "logs": self.settings.logs},
-            stages=self.told,
+            artifacts={**self.run.outputs(), "logs": self.settings.logs},
+            stages=self.run.told,
             duration_s=time.monotonic() - started,
         )
 
     @property
     def folder(self) -> Path:
-        assert self.state.version is not None
-        return self.models / self.state.version
-
-    # --- what is done already ---------------------------------------------------------------
-
-    def _stage(
-        self,
-        name: str,
-        depends_on: Mapping[str, Any],
-        outputs: Mapping[str, Path],
-        work: Callable[[], _R],
-        again: Callable[[], _R],
-    ) -> _R:
-        """The stage's record: by `work`, or by `again` where it was finished for the same inputs."""
-        key = digest_value(dict(depends_on))
-        before = self.state.stages.get(name)
-        if before and before.finished and before.key == key and all(path.exists() for path in outputs.values()):
-            say(f"{name}: finished before, kept")
-            self.told[name] = "kept"
-            return again()
-        self._remember(name, StageState(key=key))
-        started = time.monotonic()
-        record = work()
-        self._remember(
-            name,
-            StageState(
-                key=key,
-                finished=True,
-                outputs={label: str(path) for label, path in outputs.items()},
-                duration_s=round(time.monotonic() - started, 2),
-            ),
-        )
-        self.told[name] = "done"
-        return record
-
-    def _remember(self, name: str, stage: StageState) -> None:
-        self.state = self.state.model_copy(update={"stages": {**self.state.stages, name: stage}})
-        artifacts.write_json(self.state_path, self.state)
-
-    def _begun(self, name: str, depends_on: Mapping[str, Any]) -> bool:
-        """Whether this run, or an earlier one with the same inputs, has begun the stage."""
-        before = self.state.stages.get(name)
-        return before is not None and before.key == digest_value(dict(depends_on))
+        return self.models / self.run.version
 
     # --- the stages -------------------------------------------------------------------------
 
@@ -159,23 +98,25 @@ class _Road:
 
         wanted = self.settings.concepts
         path = Path(wanted.path)
-        depends_on = {"settings": wanted.model_dump(), "role": self.role.name, "vary": _digest_or_none(wanted.vary)}
-        if path.exists() and "concepts" not in self.state.stages:
-            # Somebody's own file is used as it is; ours would come out the same.
+        if path.exists() and not self.run.is_our_concepts_file(path):
             say(f"concepts: {path} is there, used as it is")
             return path
 
-        def work() -> RunState:
-            given = read_concepts(wanted.vary, self.role) if wanted.vary else []
-            made = (
-                self.role.vary_concepts(given, wanted.count, wanted.seed)
-                if given
-                else self.role.generate_concepts(wanted.count, wanted.seed)
-            )
+        def work() -> DoneStage:
+            if wanted.vary:
+                made = self.role.vary_concepts(read_concepts(wanted.vary, self.role), wanted.count, wanted.seed)
+            else:
+                made = self.role.generate_concepts(wanted.count, wanted.seed)
             artifacts.write_jsonl(path, made)
-            return self.state
+            self.run.note_concepts_file(path)
+            return DoneStage()
 
-        self._stage("concepts", depends_on, {"concepts": path}, work, lambda: self.state)
+        depends_on = {
+            "settings": wanted.model_dump(),
+            "role": self.role.name,
+            "vary": digest_file(wanted.vary) if wanted.vary else None,
+        }
+        self.run.stage("concepts", depends_on, {"concepts": path}, work, DoneStage)
         return path
 
     def _teacher(self, concepts_path: Path) -> Path:
@@ -208,7 +149,7 @@ class _Road:
             "settings": wanted.model_dump(mode="json"),
             "contract": self.role.contract.digest,
         }
-        self._stage("teacher", depends_on, {"completions": path}, work, lambda: self.state)
+        self.run.stage("teacher", depends_on, {"completions": path}, work, DoneStage)
         return path
 
     def _dataset(self, completions_path: Path) -> Dataset:
@@ -235,15 +176,14 @@ class _Road:
         }
         manifest = beside(path, "manifest.json")
         outputs = {"dataset": path, "dataset_manifest": manifest}
-        return self._stage("dataset", depends_on, outputs, work, lambda: artifacts.read_record(manifest, Dataset))
+        return self.run.stage("dataset", depends_on, outputs, work, lambda: artifacts.read_record(manifest, Dataset))
 
     def _train(self, dataset: Dataset) -> Adapter:
         from po_distill.stages.lora_trainer import LoRATrainer
 
         wanted = self.settings.train
         depends_on = {"dataset": dataset.digest, "settings": wanted.model_dump(mode="json")}
-        if self.state.version is None or not self._begun("train", depends_on):
-            self._begin_version()
+        self.run.begin_version(depends_on)
         adapter_path = self.folder / "adapter"
         record_path = adapter_path / "po_distill.json"
 
@@ -263,36 +203,24 @@ class _Road:
                 seed=wanted.seed,
                 launcher=wanted.launcher,
             )
-            log_path = Path(self.settings.logs) / f"train_{self.state.version}.jsonl"
+            log_path = Path(self.settings.logs) / f"train_{self.run.version}.jsonl"
             return trainer.train(dataset, self.folder, log_path=log_path)
 
         outputs = {"adapter": adapter_path}
-        return self._stage("train", depends_on, outputs, work, lambda: artifacts.read_record(record_path, Adapter))
-
-    def _begin_version(self) -> None:
-        """Count up to a version of our own; an unfinished one that holds no adapter is used again."""
-        version = self.state.version
-        if self.fresh or version is None or (self.models / version / "adapter").exists():
-            version = artifacts.next_version(self.models, self.role.version_stem)
-        (self.models / version).mkdir(parents=True, exist_ok=True)
-        before_training = ("concepts", "teacher", "dataset", "base_gguf")
-        kept = {name: stage for name, stage in self.state.stages.items() if name in before_training}
-        self.state = RunState(version=version, stages=kept)
-        artifacts.write_json(self.state_path, self.state)
+        return self.run.stage("train", depends_on, outputs, work, lambda: artifacts.read_record(record_path, Adapter))
 
     def _merge(self, adapter: Adapter) -> MergedModel:
         from po_distill.stages.merger import Merger
 
-        assert self.state.version is not None
         outputs = {
-            "lora": self.folder / f"{self.state.version}_lora.safetensors",
-            "merged": self.folder / f"{self.state.version}.safetensors",
+            "lora": self.folder / f"{self.run.version}_lora.safetensors",
+            "merged": self.folder / f"{self.run.version}.safetensors",
         }
 
         def work() -> MergedModel:
             return Merger().merge(adapter, self.folder, base=self.settings.train.base)
 
-        return self._stage(
+        return self.run.stage(
             "merge", {"adapter": adapter.digest}, outputs, work, lambda: self._recorded("merge", MergedModel)
         )
 
@@ -300,7 +228,7 @@ class _Road:
         from po_distill.stages.packager import Packager
 
         wanted = self.settings.package
-        name = wanted.name or str(self.state.version).replace("_", "-")
+        name = wanted.name or self.run.version.replace("_", "-")
         outputs = {
             "gguf": self.folder / f"{name}.{wanted.quantization.upper()}.gguf",
             "modelfile": self.folder / "Modelfile",
@@ -310,7 +238,7 @@ class _Road:
             return Packager(name=name, quantization=wanted.quantization).package(merged)
 
         depends_on = {"merged": merged.digest, "settings": wanted.model_dump(mode="json")}
-        return self._stage("package", depends_on, outputs, work, lambda: self._recorded("package", OllamaPackage))
+        return self.run.stage("package", depends_on, outputs, work, lambda: self._recorded("package", OllamaPackage))
 
     def _recorded(self, stage: str, kind: type[_R]) -> _R:
         """The record that a finished stage left in the version's manifest."""
@@ -333,12 +261,11 @@ class _Road:
         path = self.models / "base" / f"{stem}.{quantization.upper()}.gguf"
         depends_on = {"base": base.digest, "quantization": quantization}
 
-        def work() -> RunState:
+        def work() -> Record:
             path.unlink(missing_ok=True)
-            write_gguf(base.path, path, quantization)
-            return self.state
+            return write_gguf(base.path, path, quantization)
 
-        self._stage("base_gguf", depends_on, {"base_gguf": path}, work, lambda: self.state)
+        self.run.stage("base_gguf", depends_on, {"base_gguf": path}, work, DoneStage)
         return path
 
     def _evaluate(
@@ -373,7 +300,7 @@ class _Road:
             "settings": wanted.model_dump(mode="json"),
         }
         outputs = {"report": Path(wanted.report), "evaluation": record_path}
-        return self._stage(
+        return self.run.stage(
             "evaluate", depends_on, outputs, work, lambda: artifacts.read_record(record_path, EvaluationReport)
         )
 
@@ -434,7 +361,3 @@ def _only_gguf(folder: Path) -> Path:
             "Name the one to evaluate, or run `po-distill package` where there is none.",
         )
     return found[0]
-
-
-def _digest_or_none(path: str | None) -> str | None:
-    return digest_file(path) if path else None
