@@ -138,7 +138,7 @@ class TensorFiles:
         flat = np.frombuffer(mapped, dtype=dtype, count=info.elements, offset=info.begin)
         return flat.reshape(info.shape)
 
-    def float32(self, name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+    def float32(self, name: str, rows: slice | npt.NDArray[np.intp] = slice(None)) -> npt.NDArray[np.float32]:
         """A tensor, or some of its rows, in float32. Raises WeightsError where it holds no floats."""
         info = self.infos[name]
         if info.dtype not in FLOAT_DTYPES:
