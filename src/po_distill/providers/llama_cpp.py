@@ -1,0 +1,259 @@
+"""The provider `llama_cpp`: a GGUF file answered by llama.cpp, in this process, through xllamacpp.
+
+xllamacpp runs llama.cpp's own server on a free port of the loopback interface; requests go there over
+HTTP with a key that only this process knows, so the chat template is the GGUF's and the decoding the
+one that a deployment has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from po_distill.errors import MissingExtraError, ProviderError, ProviderFault, SettingsError
+from po_distill.interfaces import Role
+from po_distill.providers.gguf_header import read_metadata
+from po_distill.records import Message, ProviderSettings, Request, Response, Usage
+
+_OPTIONS = ("n_ctx", "n_threads", "n_parallel", "n_gpu_layers", "stop", "timeout_s")
+_DEFAULT_CONTEXT = 8192
+_DEFAULT_TIMEOUT_S = 1800.0
+
+
+class LlamaCppProvider:
+    """Answers requests with the GGUF file that `settings.model` names.
+
+    Options: n_ctx (tokens of context for each request; by default the model's own, at most 8192), n_threads (by
+    default the processors that this process may use), n_parallel (requests answered at a time, default 1),
+    n_gpu_layers, stop (texts that end an answer), timeout_s. The model is loaded on the first request.
+    """
+
+    def __init__(self, settings: ProviderSettings, role: Role) -> None:
+        if unknown := sorted(set(settings.options) - set(_OPTIONS)):
+            raise SettingsError(
+                f"The provider llama_cpp has no option {unknown[0]!r}.", f"Its options: {', '.join(_OPTIONS)}."
+            )
+        if not settings.model:
+            raise SettingsError(
+                "The provider llama_cpp needs a model: the path of a GGUF file.",
+                "Name it with --model; po-distill package writes one.",
+            )
+        self.path = Path(settings.model)
+        self._options = settings.options
+        self._stop = _texts(settings.options.get("stop"))
+        self._parallel = self._number("n_parallel", 1)
+        self._timeout_s = float(self._number("timeout_s", int(_DEFAULT_TIMEOUT_S)))
+        metadata = read_metadata(self.path)
+        self._n_ctx = self._number("n_ctx", _context(metadata))
+        self._has_template = bool(metadata.get("tokenizer.chat_template"))
+        self._key = secrets.token_urlsafe(24)
+        self._server: Any = None
+        self._closed = False
+        self._loading = threading.Lock()
+        self._slots: asyncio.Semaphore | None = None
+
+    async def generate(self, request: Request) -> Response:
+        """Answer one request, with the chat template of the GGUF. Raises ProviderError."""
+        if not self._has_template:
+            raise ProviderError(
+                f"{self.path} has no chat template.", "Package the model again with its chat template.", fault="refused"
+            )
+        body: dict[str, Any] = {
+            "messages": _messages(request.messages),
+            "temperature": request.generation.temperature,
+            "max_tokens": request.generation.max_tokens,
+            "reasoning_format": "none",
+        }
+        if request.generation.seed is not None:
+            body["seed"] = request.generation.seed
+        if self._stop:
+            body["stop"] = list(self._stop)
+        if request.json_schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": request.json_schema}}
+        answer, latency_s = await self._ask("/v1/chat/completions", body)
+        try:
+            choice, usage = answer["choices"][0], answer["usage"]
+            finish = choice["finish_reason"]
+            return Response(
+                text=choice["message"]["content"] or "",
+                model=self.path.name,
+                finish=finish if finish in ("stop", "length") else "other",
+                usage=Usage(
+                    prompt_tokens=usage["prompt_tokens"],
+                    completion_tokens=usage["completion_tokens"],
+                    latency_s=latency_s,
+                ),
+            )
+        except (KeyError, IndexError, TypeError) as error:
+            raise ProviderError(
+                f"llama.cpp answered in an unknown form: {str(answer)[:200]}", "Update xllamacpp.", fault="bad_answer"
+            ) from error
+
+    async def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids that the runtime makes of a conversation, up to where the answer begins."""
+        rendered, _ = await self._ask("/apply-template", {"messages": _messages(messages)})
+        return await self.tokenize(rendered["prompt"])
+
+    async def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, special tokens read as such, BOS put before it where the model wants one."""
+        answer, _ = await self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        return [int(token) for token in answer["tokens"]]
+
+    async def continue_greedily(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The `count` tokens that greedy decoding puts after a prompt given as token ids, the end ignored."""
+        body = {
+            "prompt": list(token_ids),
+            "n_predict": count,
+            "temperature": 0.0,
+            "return_tokens": True,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        answer, _ = await self._ask("/completion", body)
+        return [int(token) for token in answer["tokens"]]
+
+    async def aclose(self) -> None:
+        """Stop the server and give the model's memory back."""
+        self._closed = True
+        await asyncio.to_thread(self._stop_server)
+
+    # --- the server -----------------------------------------------------------------------------
+
+    async def _ask(self, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """(the answer, seconds from the send to the answer). A cancelled caller ends the request."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self._parallel)
+        async with self._slots:
+            server = await asyncio.to_thread(self._running_server)
+            connection = http.client.HTTPConnection(
+                server.listening_address.removeprefix("http://"), timeout=self._timeout_s
+            )
+            started = time.monotonic()
+            try:
+                answer = await asyncio.to_thread(self._post, connection, path, body)
+            except asyncio.CancelledError:
+                _cut(connection)
+                raise
+            finally:
+                connection.close()
+            return answer, time.monotonic() - started
+
+    def _post(self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except TimeoutError as error:
+            raise ProviderError(
+                f"llama.cpp did not answer within {self._timeout_s:g} s.",
+                "Set the option timeout_s higher, or max_tokens lower.",
+                fault="timeout",
+            ) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ProviderError(
+                f"The request to llama.cpp failed: {type(error).__name__}: {error}.", "Try again.", fault="unavailable"
+            ) from error
+        if response.status != 200:
+            raise _refusal(response.status, answer, self._n_ctx)
+        return dict(answer)
+
+    def _running_server(self) -> Any:
+        with self._loading:
+            if self._closed:
+                raise ProviderError("The provider is closed.", "Open a new one.", fault="refused")
+            if self._server is None:
+                self._server = self._start()
+            return self._server
+
+    def _start(self) -> Any:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MissingExtraError("xllamacpp", "llamacpp", "Running a GGUF file") from error
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(self.path)
+        parameters.n_parallel = self._parallel
+        parameters.n_ctx = self._n_ctx * self._parallel
+        parameters.cpuparams.n_threads = self._number("n_threads", len(_processors()))
+        if "n_gpu_layers" in self._options:
+            parameters.n_gpu_layers = self._number("n_gpu_layers", 0)
+        parameters.port = 0
+        parameters.api_keys = [self._key]
+        parameters.ui = False
+        parameters.endpoint_slots = False
+        parameters.verbosity = -1
+        try:
+            return xllamacpp.Server(parameters)
+        except (RuntimeError, ValueError) as error:
+            raise ProviderError(
+                f"llama.cpp cannot load {self.path}: {error}",
+                "Look at the file with `po-distill doctor`, package it again, or lower the option n_ctx.",
+                fault="refused",
+            ) from error
+
+    def _stop_server(self) -> None:
+        with self._loading:
+            self._server = None  # its destructor ends the threads and frees the model
+
+    def _number(self, option: str, default: int) -> int:
+        value = self._options.get(option, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if option == "n_gpu_layers" else 1):
+            raise SettingsError(
+                f"The option {option} of llama_cpp is {value!r}.", f"Give a whole number, such as {default}."
+            )
+        return value
+
+
+def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.speaker, "content": message.content} for message in messages]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value or ())
+    if not all(isinstance(text, str) and text for text in texts):
+        raise SettingsError(f"The option stop of llama_cpp is {value!r}.", "Give a text, or a list of texts.")
+    return texts
+
+
+def _context(metadata: dict[str, Any]) -> int:
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return min(int(trained or _DEFAULT_CONTEXT), _DEFAULT_CONTEXT)
+
+
+def _processors() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """End a request that a thread is waiting on; llama.cpp stops decoding when its client is gone."""
+    waiting = connection.sock
+    if waiting is not None:
+        try:
+            waiting.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it ended by itself
+
+
+def _refusal(status: int, answer: Any, n_ctx: int) -> ProviderError:
+    error = answer.get("error", {}) if isinstance(answer, dict) else {}
+    message = str(error.get("message", answer))[:300]
+    if error.get("type") == "exceed_context_size_error":
+        return ProviderError(
+            f"The prompt has {error.get('n_prompt_tokens')} tokens, the context {n_ctx}.",
+            "Set the option n_ctx higher, or shorten the concept.",
+            fault="bad_answer",
+        )
+    fault: ProviderFault = "bad_answer" if 400 <= status < 500 else "unavailable"
+    return ProviderError(f"llama.cpp refused the request ({status}): {message}.", "Correct the request.", fault=fault)
