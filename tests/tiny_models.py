@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 CHATML = (
@@ -17,23 +17,37 @@ QWEN2_SPLIT = (
 TEXTS = [
     "The product vision says what the product is for, and for whom: teams that plan, build and ship.",
     "Requirements: it's 2026, 100% of users don't read 3,500 pages.\n\n  - indented\n\t- tabbed   spaces",
-    "Größe, naïve, 東京タワー, привет мир, \U0001f680\U0001f468\u200d\U0001f469, e\u0301 and \u00e9; x = [1, 22, 333]",
+    "Größe, naïve, 東京タワー, привет мир, \U0001f680\U0001f468\u200d\U0001f469 and \u00e9; x = [1, 22, 333]",
     '```yaml\nproduct_vision:\n  name: "Wer\'s glaubt"\n  users: ["a", "b"]\n```',
 ]
+LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _regex_split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
+
+
 _SPLITS = {
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "qwen2": lambda: [
-        pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
+    "qwen2": lambda: _regex_split(QWEN2_SPLIT),
+    "llama-bpe": lambda: _regex_split(LLAMA3_SPLIT),
+    "tekken": lambda: _regex_split(TEKKEN_SPLIT),
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
 }
 
 
 def byte_level_tokenizer(split: str) -> Tokenizer:
     """A byte-level BPE tokenizer trained on TEXTS, with the three special tokens of ChatML."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(ignore_merges=split == "llama-bpe"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_SPLITS[split]())
+    if split == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
@@ -96,4 +110,98 @@ def tiny_adapter(base: Path, folder: Path, *, scale: float = 0.3, **settings: ob
         elif "modules_to_save" in name:
             value.data += scale
     adapted.save_pretrained(folder)
+    return folder
+
+
+# As Mistral-7B-Instruct-v0.3 renders chats, with the branch for tools that llama.cpp and Ollama look for.
+MISTRAL_TEMPLATE = """\
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message['role'] == 'user' %}
+        {%- if tools is not none and loop.last %}
+            {{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}
+        {%- endif %}
+        {%- if loop.last and system_message is defined %}
+            {{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' }}
+        {%- else %}
+            {{- '[INST] ' + message['content'] + '[/INST]' }}
+        {%- endif %}
+    {%- elif message['role'] == 'assistant' %}
+        {{- ' ' + message['content'] + eos_token }}
+    {%- else %}
+        {{- raise_exception('Only user and assistant roles are supported') }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+
+def tiny_mistral(folder: Path, tokenizer_class: str = "LlamaTokenizer", **pre_tokenizer: object) -> Path:
+    """A tiny random Mistral with the real tokenizer of Mistral-7B-Instruct-v0.3, out of mistral-common."""
+    import mistral_common
+    from sentencepiece import SentencePieceProcessor
+
+    data = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_240323.model.v3"
+    pieces = SentencePieceProcessor(model_file=str(data))
+    ids = range(pieces.vocab_size())
+    tiny_model(folder, "mistral", vocab_size=len(ids), sliding_window=None)
+    vocab = {pieces.id_to_piece(number): number for number in ids}
+    special = [number for number in ids if pieces.is_control(number) or pieces.is_unknown(number)]
+    whole = [n for n in ids if n not in set(special) and not pieces.is_byte(n) and len(pieces.id_to_piece(n)) > 1]
+    merges = []
+    for number in sorted(whole, key=lambda n: -pieces.get_score(n)):
+        text = pieces.id_to_piece(number)
+        pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+        pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bos, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": number, "content": pieces.id_to_piece(number), **flags} for number in special],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False, **pre_tokenizer
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, text],
+            "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
+            "vocab": vocab, "merges": merges,
+        },
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {
+        "tokenizer_class": tokenizer_class,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": True,
+        "legacy": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(MISTRAL_TEMPLATE)
     return folder

@@ -130,6 +130,12 @@ def _plans(
             named[target] = info
     if missing := [target for target in _expected(config, tied) if target not in named]:
         raise WeightsError(f"{checkpoint} lacks the tensor {missing[0]} (its name in a GGUF).", "Download it again.")
+    layers = int(config["num_hidden_layers"])
+    if beyond := [target for target in named if target.startswith("blk.") and _order(target)[0] > layers]:
+        raise WeightsError(
+            f"{checkpoint} holds {beyond[0]} (its name in a GGUF), but config.json counts {layers} layers.",
+            "Correct num_hidden_layers in config.json.",
+        )
     return [
         _Plan(
             target,

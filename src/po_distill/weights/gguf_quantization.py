@@ -62,7 +62,8 @@ def quantize_rows(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any
         from gguf.quants import quantize
     except ImportError as error:
         raise MissingExtraError("gguf", "gguf", "Quantizing") from error
-    in_numpy: npt.NDArray[np.uint8] = quantize(values, GGMLQuantizationType[kind])
+    # Adding zero makes -0.0 a 0.0, of which ggml's C does not take the sign into the scale of an empty block.
+    in_numpy: npt.NDArray[np.uint8] = quantize(values + np.float32(0), GGMLQuantizationType[kind])
     return in_numpy
 
 

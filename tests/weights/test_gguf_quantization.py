@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+gguf = pytest.importorskip("gguf")
+libgguf = pytest.importorskip("libgguf")
+from gguf.quants import quantize  # noqa: E402
+
+from po_distill.weights import gguf_quantization  # noqa: E402
+from po_distill.weights.gguf_quantization import quantize_rows, size_bytes, storage_type  # noqa: E402
+from po_distill.weights.half_precision import all_finite, to_float16  # noqa: E402
+
+# What a float16 checkpoint can hold: zeros of both signs, subnormals, ties, the largest.
+EDGES = [0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 1.0, -1.0, 0.5, 7.5, -8.0, 65504.0, -65504.0]
+half_floats = st.one_of(st.sampled_from(EDGES), st.floats(-65504, 65504, width=16))
+
+
+def rows(columns):
+    shape = st.tuples(st.integers(1, 4), st.just(columns))
+    return hnp.arrays(np.float32, shape, elements=half_floats, fill=st.sampled_from(EDGES))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows(64), st.sampled_from(["Q4_0", "Q8_0"]))
+def test_quantized_bytes_are_those_of_ggml_and_of_its_numpy_version(values, kind):
+    ours = quantize_rows(values, kind)
+    assert ours.nbytes == size_bytes(values.shape, kind)
+    assert ours.tobytes() == libgguf.quantize_rows(values, libgguf.GGMLQuantizationType[kind]).tobytes()
+    # The numpy version gives a block of zeros another sign of zero as its scale where it begins with -0.0.
+    assert ours.tobytes() == quantize(values + np.float32(0), gguf.GGMLQuantizationType[kind]).tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(512))
+def test_q6_k_is_ggmls_and_restores_each_value_to_within_a_step(values):
+    ours = quantize_rows(values, "Q6_K")
+    assert ours.nbytes == size_bytes(values.shape, "Q6_K")
+    restored = gguf.quants.dequantize(ours, gguf.GGMLQuantizationType.Q6_K)
+    blocks = np.abs(values).reshape(len(values), -1, 256).max(axis=-1, keepdims=True)
+    error = np.abs(restored - values).reshape(len(values), -1, 256)
+    # The scales of 16 values each are stored in 8 bits against the block's largest, that one in float16.
+    assert (error <= blocks / 16 + 3e-4).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(64), st.integers(1, 3))
+def test_rows_are_quantized_one_by_one_so_pieces_and_row_order_do_not_matter(values, cut):
+    whole = quantize_rows(values, "Q4_0")
+    pieces = [quantize_rows(piece, "Q4_0") for piece in (values[:cut], values[cut:]) if len(piece)]
+    assert whole.tobytes() == b"".join(piece.tobytes() for piece in pieces)
+    assert quantize_rows(np.ascontiguousarray(values[::-1]), "Q4_0").tobytes() == whole[::-1].tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(64), st.sampled_from(["Q4_0", "Q8_0"]))
+def test_without_libgguf_the_numpy_version_gives_the_same_bytes(values, kind):
+    whole = quantize_rows(values, kind).tobytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf_quantization, "has_libgguf", lambda: False)
+        assert quantize_rows(values, kind).tobytes() == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(hnp.arrays(np.uint32, 16))
+def test_float16_is_the_same_by_torch_and_by_numpy_for_any_bits(words):
+    values = words.view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(np.float16)
+    ours = to_float16(values)
+    not_a_number = np.isnan(expected)
+    assert np.array_equal(np.isnan(ours), not_a_number)
+    assert np.array_equal(ours[~not_a_number].view(np.uint16), expected[~not_a_number].view(np.uint16))
+    assert all_finite(ours) == np.isfinite(expected).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "quantization", "tied", "kind"),
+    [
+        ("blk.0.attn_norm.weight", (64,), "q4_0", False, "F32"),
+        ("blk.0.attn_q.weight", (64, 64), "q4_0", False, "Q4_0"),
+        ("blk.0.attn_q.weight", (64, 40), "q4_0", False, "F16"),
+        ("blk.0.attn_q.weight", (64, 40), "q8_0", False, "F16"),
+        ("token_embd.weight", (9, 256), "q4_0", False, "Q4_0"),
+        ("token_embd.weight", (9, 256), "q4_0", True, "Q6_K"),
+        ("token_embd.weight", (9, 576), "q4_0", True, "Q8_0"),
+        ("output.weight", (9, 256), "q4_0", False, "Q6_K"),
+        ("output.weight", (9, 256), "q8_0", False, "Q8_0"),
+        ("output.weight", (9, 256), "f16", False, "F16"),
+    ],
+)
+def test_each_tensor_gets_the_type_of_llama_cpps_mix(name, shape, quantization, tied, kind):
+    assert storage_type(name, shape, quantization, tied=tied, q6_k=True) == kind
