@@ -1,0 +1,200 @@
+"""The documentation says what the code does: commands, options, settings, links, and code that runs."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from po_distill import Concept, DatasetBuilder, Launcher, Provider, ProviderSettings, Request, Teacher
+from po_distill.cli import cli
+from po_distill.records import BaseModelSpec
+from po_distill.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# The report is what a run writes, not what somebody wrote.
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"] + [
+    page for page in sorted(DOCS.glob("*.md")) if page.name != "po_distillation_report.md"
+]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in FENCE.findall(page.read_text()) if found == language]
+
+
+def commands() -> list[tuple[Path, str]]:
+    """Every `po-distill ...` line of a bash block, with its continuation lines."""
+    return [
+        (page, line.strip())
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip().startswith("po-distill")
+    ]
+
+
+def test_the_pages_made_from_the_code_are_up_to_date() -> None:
+    command = [sys.executable, str(DOCS / "make_reference.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_command_and_option_is_in_the_command_line_page() -> None:
+    text = (DOCS / "cli.md").read_text()
+    for name, command in cli.commands.items():
+        section = text.split(f"\n## po-distill {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            spellings = parameter.opts if isinstance(parameter, click.Option) else [str(parameter.name).upper()]
+            assert [spelling for spelling in spellings if spelling not in section] == []
+
+
+def test_every_setting_is_in_the_settings_page() -> None:
+    text = (DOCS / "settings.md").read_text()
+    assert [name for name in _setting_names(Settings()) if f"| `{name}` |" not in text] == []
+
+
+def _setting_names(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from _setting_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_the_documentation_shows_every_command() -> None:
+    shown = {shlex.split(line)[1] for _, line in commands()}
+    assert set(cli.commands) <= shown
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: getattr(value, "name", value))
+def test_every_command_shown_is_one_that_the_command_line_takes(page: Path, line: str) -> None:
+    _, *arguments = shlex.split(line, comments=True)
+    name, *rest = [argument for argument in arguments if argument != "--debug"]
+    if "--help" not in rest:
+        cli.commands[name].make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_named_in_running_text_exists(page: Path) -> None:
+    known = {opt for command in (cli, *cli.commands.values()) for p in command.params for opt in p.opts}
+    known |= {"--help", "--version", "--check", "--no-deps", "--target"}
+    text = FENCE.sub("", page.read_text())
+    if page.name == "from-the-scripts.md":  # its left columns are the scripts' own
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", text):
+        link = target[0] or target[1]
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), link
+        if anchor and file.suffix == ".md":
+            assert anchor in _anchors(file), link
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_index_leads_to_every_page() -> None:
+    text = (DOCS / "index.md").read_text()
+    assert [page.name for page in PAGES[2:] if page.name != "index.md" and f"({page.name})" not in text] == []
+
+
+def test_the_figure_is_well_formed_and_readable_in_light_and_dark() -> None:
+    import xml.etree.ElementTree as ET
+
+    figure = DOCS / "road.svg"
+    root = ET.fromstring(figure.read_text())
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
+    style = root.find("{http://www.w3.org/2000/svg}style")
+    assert style is not None
+    assert "prefers-color-scheme: dark" in str(style.text)
+
+
+def test_no_page_names_a_folder_of_somebodys_machine() -> None:
+    for page in (*PAGES, *DOCS.glob("*.py"), *(ROOT / "examples").iterdir()):
+        if page.is_file():
+            assert not re.search(r"(?<![\w.])/(?:home|root|work|Users|tmp)/", page.read_text()), page
+
+
+# --- the complete plugins of plugins.md -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The Python blocks of plugins.md, each a module, by the class or constant that it is about."""
+    folder = tmp_path_factory.mktemp("plugins")
+    found: dict[str, Any] = {}
+    for number, block in enumerate(blocks(DOCS / "plugins.md", "python")):
+        path = folder / f"docs_plugin_{number}.py"
+        path.write_text(block)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        found |= {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == path.stem}
+        found |= {name: value for name, value in vars(module).items() if isinstance(value, BaseModelSpec)}
+    return found
+
+
+def test_the_documented_role_walks_from_concepts_to_a_dataset(plugins: dict[str, Any], tmp_path: Path) -> None:
+    role = plugins["TriageRole"]()
+    role.self_test()
+    concepts = role.vary_concepts(role.generate_concepts(20, seed=1), 30, seed=1)
+    assert len({concept.concept_id for concept in concepts}) == 30
+    assert role.read_prompt(role.render(concepts[0])[-1].content).concept == concepts[0].concept
+    teacher = Teacher(role, journal_path=tmp_path / "j.sqlite", log_path=None)
+    completions = teacher.answer(concepts)
+    assert all(c.score and c.score.valid and c.score.label == c.concept.planted_label for c in completions)
+    dataset = DatasetBuilder(role).build(completions, tmp_path / "d.jsonl")
+    assert set(dataset.labels) == set(role.labels)
+    assert role.score(concepts[0], "I would rather not say").valid is False
+
+
+def test_the_documented_provider_is_one_and_reports_what_it_cannot_do(plugins: dict[str, Any]) -> None:
+    made = plugins["CommandProvider"](ProviderSettings(provider="command", model="cat"), plugins["TriageRole"]())
+    assert isinstance(made, Provider)
+    assert made.run(Request(messages=())).text == "[]"
+
+
+def test_the_documented_base_model_is_a_specification(plugins: dict[str, Any]) -> None:
+    assert isinstance(plugins["TINYLLAMA_1_1B_CHAT"], BaseModelSpec)
+
+
+def test_the_documented_launcher_runs_a_command_to_its_end(plugins: dict[str, Any]) -> None:
+    launcher: Launcher = plugins["NiceLauncher"]()
+    assert launcher.run([sys.executable, "-c", "import sys; sys.exit(3)"], {}) == 3
+
+
+def test_python_in_the_other_pages_compiles() -> None:
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            compile(block, str(page), "exec")
+
+
+def test_the_readme_says_what_the_library_does_in_code_that_runs(tmp_path: Path) -> None:
+    block = next(block for block in blocks(ROOT / "README.md", "python") if "Teacher" in block)
+    result = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert Concept(concept_id="a", concept="b", requirements_yaml="c") and (tmp_path / "artifacts").is_dir()
