@@ -74,7 +74,10 @@ class _Cursor:
         for _ in range(entries):
             key = self._string()
             metadata[key] = self._value(self._take("<I")[0])
-        self._check_extent(tensors, metadata.get("general.alignment", _DEFAULT_ALIGNMENT))
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise _broken(self._path, f"its alignment is {alignment!r}")
+        self._check_extent(tensors, alignment)
         return metadata
 
     def _check_extent(self, tensors: int, alignment: int) -> None:
@@ -114,7 +117,7 @@ class _Cursor:
                 raise _broken(self._path, f"it holds a value of the unknown type {kind}")
             return self._take("<" + _SCALARS[kind])[0]
         item, length = self._take("<IQ")
-        if length > len(self._data):
+        if length > len(self._data) or item == _ARRAY:
             raise _broken(self._path, "its header is cut off or damaged")
         if item in _SCALARS:
             self._at += struct.calcsize("<" + _SCALARS[item]) * length

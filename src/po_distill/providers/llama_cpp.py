@@ -51,6 +51,7 @@ class LlamaCppProvider:
         self._options = settings.options
         self._stop = _texts(settings.options.get("stop"))
         self._parallel = self._number("n_parallel", 1)
+        self._threads = self._number("n_threads", len(_processors()))
         self._timeout_s = float(self._number("timeout_s", int(_DEFAULT_TIMEOUT_S)))
         metadata = read_metadata(self.path)
         self._n_ctx = self._number("n_ctx", _context(metadata))
@@ -184,7 +185,7 @@ class LlamaCppProvider:
         parameters.model.path = str(self.path)
         parameters.n_parallel = self._parallel
         parameters.n_ctx = self._n_ctx * self._parallel
-        parameters.cpuparams.n_threads = self._number("n_threads", len(_processors()))
+        parameters.cpuparams.n_threads = self._threads
         if "n_gpu_layers" in self._options:
             parameters.n_gpu_layers = self._number("n_gpu_layers", 0)
         parameters.port = 0
@@ -219,10 +220,10 @@ def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value or ())
-    if not all(isinstance(text, str) and text for text in texts):
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
         raise SettingsError(f"The option stop of llama_cpp is {value!r}.", "Give a text, or a list of texts.")
-    return texts
+    return tuple(texts)
 
 
 def _context(metadata: dict[str, Any]) -> int:
