@@ -14,7 +14,7 @@ class Runtime:
     """A GGUF in llama.cpp, asked from plain functions. Use as a context manager."""
 
     def __init__(self, path: Path, **options: object) -> None:
-        settings = ProviderSettings(provider="llama_cpp", model=str(path), options=options)
+        settings = ProviderSettings(provider="llama_cpp", model=str(path), options={"n_threads": 1, **options})
         self.provider = LlamaCppProvider(settings, None)
         self._runner = asyncio.Runner()
 
@@ -35,11 +35,11 @@ class Runtime:
         return self._runner.run(self.provider.continue_greedily(token_ids, count))
 
 
-def greedy_agreement(gguf: Path, checkpoint: Path, prompts: list[list[int]], count: int) -> float:
+def greedy_agreement(gguf: Path, checkpoint: Path, prompts: list[list[int]], count: int, **options: object) -> float:
     """The share of positions where transformers in float32 would have put the token that llama.cpp put."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     same = total = 0
-    with Runtime(gguf, n_ctx=512) as runtime:
+    with Runtime(gguf, n_ctx=512, **options) as runtime:
         for prompt in prompts:
             said = runtime.continue_greedily(prompt, count)
             with torch.no_grad():

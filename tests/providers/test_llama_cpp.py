@@ -27,6 +27,7 @@ def model(tmp_path_factory):
 
 
 def provider(path, **options):
+    options = {"n_threads": 1, **options}  # a tiny model is slower on two threads, which wait for each other
     return LlamaCppProvider(ProviderSettings(provider="llama_cpp", model=str(path), options=options), None)
 
 

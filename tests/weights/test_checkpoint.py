@@ -41,6 +41,11 @@ def test_smollm2_out_of_its_package_is_a_checkpoint_that_speaks_chatml():
     assert rendered.endswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
+def test_the_hub_id_of_a_packaged_model_is_the_same_checkpoint_as_its_name():
+    by_name, by_id = locate("smollm2-135m-instruct"), locate("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert (by_id.path, by_id.digest, by_id.spec) == (by_name.path, by_name.digest, by_name.spec)
+
+
 def test_the_digest_follows_the_weights_even_within_one_tick_of_the_clock(folder):
     before = locate(str(folder)).digest
     save_file({"a": np.zeros((2, 3), np.float16)}, folder / "model.safetensors")

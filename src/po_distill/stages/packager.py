@@ -19,7 +19,7 @@ from po_distill.weights.gguf import write_gguf
 STAGE = "package"
 # Ollama, types/model/name.go: each part begins with a letter, a digit or "_", and has at most 80 characters.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_NAME = re.compile(rf"^(?:(?:{_PART}(?::\d+)?/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?$")
+_NAME = re.compile(rf"(?:(?:{_PART}(?::\d+)?/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?")
 _DEFAULT_NUM_CTX = 8192
 
 
@@ -39,7 +39,7 @@ class Packager:
         temperature: float = 0.4,
         num_predict: int = 4096,
     ) -> None:
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise InputError(
                 f"{name!r} is no name that Ollama takes for a model.",
                 "Use letters, digits, '-', '_' and '.', such as po-student-v1, with an optional tag after a colon.",

@@ -65,18 +65,15 @@ def locate(base: str) -> BaseCheckpoint:
 
     Raises WeightsError where it cannot be had or lacks a needed file, PluginError where the name is unknown.
     """
-    if base in plugins.names("base_models"):
-        spec = plugins.load("base_models", base)
-        if not isinstance(spec, BaseModelSpec):
-            raise WeightsError(f"The base model {base!r} is registered, but as {type(spec).__name__}.", _SPEC_FIX)
-        path = _from_package(spec) or _from_hub(spec.hub_id, spec)
-        return _described(base, path, spec)
+    spec = _registered(base)
+    if spec is not None:
+        return _described(base, _from_package(spec) or _from_hub(spec.hub_id, spec), spec)
     folder = Path(base).expanduser()
     if folder.exists():
         return _described(base, folder, None)
     if _HUB_ID.match(base):
         spec = find_spec(base)
-        return _described(base, _from_hub(base, spec), spec)
+        return _described(base, (spec and _from_package(spec)) or _from_hub(base, spec), spec)
     known = plugins.names("base_models")
     near = plugins.nearest(base, known)
     raise InputError(
@@ -85,7 +82,16 @@ def locate(base: str) -> BaseCheckpoint:
     )
 
 
-_SPEC_FIX = "Its entry point has to name a po_distill.records.BaseModelSpec."
+def _registered(base: str) -> BaseModelSpec | None:
+    if base not in plugins.names("base_models"):
+        return None
+    spec = plugins.load("base_models", base)
+    if not isinstance(spec, BaseModelSpec):
+        raise WeightsError(
+            f"The base model {base!r} is registered, but as {type(spec).__name__}.",
+            "Its entry point has to name a po_distill.records.BaseModelSpec.",
+        )
+    return spec
 
 
 def find_spec(base: str) -> BaseModelSpec | None:
