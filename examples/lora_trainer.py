@@ -14,7 +14,7 @@ from po_distill import LoRASettings, LoRATrainer
 
 data = Path(sys.argv[1])
 folder = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp(prefix="po_distill_")) / "po_student_v1"
-minutes = float(sys.argv[3]) if len(sys.argv) > 3 else 1.0
+minutes = float(sys.argv[3]) if len(sys.argv) > 3 else 3.0
 
 if __name__ == "__main__":
     trainer = LoRATrainer(
