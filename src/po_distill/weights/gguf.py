@@ -202,8 +202,7 @@ def _write_header(
             if value:
                 writer.add_string(key, value)
         writer.add_file_type(FILE_TYPES[quantization])
-        if quantization != "f16":
-            writer.add_quantization_version(_QUANTIZATION_VERSION)
+        writer.add_quantization_version(_QUANTIZATION_VERSION)
         _add_hyper_parameters(writer, config)
         _add_tokenizer(writer, tokenizer)
         for plan in plans:
@@ -235,9 +234,8 @@ def _add_hyper_parameters(writer: Any, config: dict[str, Any]) -> None:
     writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     size = head_size(config)
-    if size * heads != int(config["hidden_size"]):
-        writer.add_key_length(size)
-        writer.add_value_length(size)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(rope_theta(config))
     scaling = rope_scaling(config)
