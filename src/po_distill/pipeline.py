@@ -332,7 +332,7 @@ def evaluate_models(
     student_path = _only_gguf(Path(student)) if Path(student).is_dir() else Path(student)
 
     def runtime(model: Path | str) -> ProviderSettings:
-        context: dict[str, JsonValue] = {"n_ctx": n_ctx * concurrency} if n_ctx else {}
+        context: dict[str, JsonValue] = {"n_ctx": n_ctx} if n_ctx else {}
         return ProviderSettings(provider=provider, model=str(model), options={**context, "n_parallel": concurrency})
 
     candidates: dict[str, Candidate] = {
