@@ -290,12 +290,13 @@ def dataset(
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
 @click.option("--minutes", type=click.FloatRange(min=0.1), help="Plan the steps to fit this time.")
 @click.option("--seed", default=7, show_default=True)
+@click.option("--quantization-aware", type=click.Choice(["q4_0"]), help="Train against weights rounded as they ship.")
 @click.option("--launcher", default="local", show_default=True, help="Where the run runs.")
 @_json_option
 def train(
     data: Path, base: str, output: Path | None, rank: int, alpha: float, dropout: float, epochs: float, batch: int,
     lr: float, max_seq_len: int, max_samples: int | None, max_steps: int | None, minutes: float | None, seed: int,
-    launcher: str, as_json: bool,
+    quantization_aware: Any, launcher: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a LoRA adapter on a dataset."""
     from po_distill.artifacts import next_version
@@ -307,7 +308,7 @@ def train(
     trainer = LoRATrainer(
         base=base, lora=LoRASettings(rank=rank, alpha=alpha, dropout=dropout), epochs=epochs, batch=batch,
         learning_rate=lr, max_seq_len=max_seq_len, max_samples=max_samples, max_steps=max_steps, minutes=minutes,
-        seed=seed, launcher=launcher,
+        seed=seed, quantization_aware=quantization_aware, launcher=launcher,
     )  # fmt: skip
     adapter = trainer.train(data, folder, log_path=Path("logs/distillation") / f"train_{folder.name}.jsonl")
     _print(

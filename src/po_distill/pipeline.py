@@ -148,6 +148,8 @@ class _Road:
             "concepts": digest_file(concepts_path),
             "settings": wanted.model_dump(mode="json"),
             "contract": self.role.contract.digest,
+            # A provider that answers from a file answers otherwise when the file changed.
+            "model": digest_file(wanted.model) if wanted.model and Path(wanted.model).is_file() else None,
         }
         self.run.stage("teacher", depends_on, {"completions": path}, work, DoneStage)
         return path
@@ -201,6 +203,7 @@ class _Road:
                 max_steps=wanted.max_steps,
                 minutes=wanted.minutes,
                 seed=wanted.seed,
+                quantization_aware=wanted.quantization_aware,
                 launcher=wanted.launcher,
             )
             log_path = Path(self.settings.logs) / f"train_{self.run.version}.jsonl"
@@ -284,7 +287,6 @@ class _Road:
                 train_path=dataset.paths["train"],
                 subset=wanted.subset,
                 provider=wanted.provider,
-                n_ctx=package.num_ctx,
                 max_tokens=wanted.max_tokens,
                 concurrency=wanted.concurrency,
                 min_valid_share=wanted.min_valid_share,
@@ -315,7 +317,6 @@ def evaluate_models(
     train_path: Path | str | None = None,
     subset: int | None = None,
     provider: str = "llama_cpp",
-    n_ctx: int | None = None,
     max_tokens: int = 4096,
     concurrency: int = 1,
     min_valid_share: float = 0.8,
@@ -324,16 +325,15 @@ def evaluate_models(
 ) -> EvaluationReport:
     """Hold a student's GGUF against its base's and a teacher's recorded answers, by one runtime.
 
-    `student` may be a version folder that holds one GGUF. `n_ctx` is the context per answer in tokens;
-    None leaves it to the provider.
+    `student` may be a version folder that holds one GGUF.
     """
     from po_distill.stages.evaluator import Candidate, Evaluator
 
     student_path = _only_gguf(Path(student)) if Path(student).is_dir() else Path(student)
 
     def runtime(model: Path | str) -> ProviderSettings:
-        context: dict[str, JsonValue] = {"n_ctx": n_ctx} if n_ctx else {}
-        return ProviderSettings(provider=provider, model=str(model), options={**context, "n_parallel": concurrency})
+        options: dict[str, JsonValue] = {"n_parallel": concurrency} if concurrency > 1 else {}
+        return ProviderSettings(provider=provider, model=str(model), options=options)
 
     candidates: dict[str, Candidate] = {
         **({"base": runtime(base)} if base else {}),

@@ -235,6 +235,7 @@ class TrainingJob(Record):
     max_steps: Annotated[int, Field(gt=0)] | None = None  # stop after so many optimizer steps
     minutes: Annotated[float, Field(gt=0)] | None = None  # plan the steps to fit this time
     seed: int = 7
+    quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
 
 
 class TrainingSummary(Record):

@@ -6,7 +6,7 @@ Every field has the plan's value as its default, so an empty file is a valid one
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -65,6 +65,7 @@ class TrainSettings(_Section):
     max_steps: Positive | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
     seed: int = 7
+    quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
     launcher: str = "local"
 
 
@@ -110,16 +111,19 @@ class Settings(_Section):
 def quickstart_settings(minutes: float) -> Settings:
     """The whole road on a bare machine: offline, on two cores, with `minutes` of training."""
     return Settings(
-        concepts=ConceptSettings(count=900),
-        dataset=DatasetSettings(validation_share=0.02, test_share=0.1),
+        concepts=ConceptSettings(count=400),
+        dataset=DatasetSettings(validation_share=0.02, test_share=0.15),
         train=TrainSettings(
             base="smollm2-135m-instruct",
             lora=LoRASettings(dropout=0.0),
             epochs=1.0,
             lr=1e-3,
+            batch=2,
+            max_steps=44,  # where the loss has come down; `minutes` ends it sooner on a slow machine
             minutes=minutes,
+            quantization_aware="q4_0",
         ),
-        evaluate=EvaluateSettings(subset=36, max_tokens=768),
+        evaluate=EvaluateSettings(subset=30, max_tokens=512, concurrency=2),
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from po_distill import artifacts, errors, plugins
 from po_distill.errors import ArtifactError, ContractMismatchError, MissingExtraError, PODistillError, TrainingError
@@ -24,7 +25,8 @@ class LoRATrainer:
     """Trains LoRA adapters of one base model.
 
     `base` is a registered name, a folder or a hub id; `batch` the rows of an optimizer step;
-    `minutes` plans the steps, from measured ones, to fit that time, never more than `epochs` passes.
+    `minutes` plans the steps, from measured ones, to fit that time, never more than `epochs` passes;
+    `quantization_aware` trains against the merged weights rounded as they will be packaged.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class LoRATrainer:
         max_steps: int | None = None,
         minutes: float | None = None,
         seed: int = 7,
+        quantization_aware: Literal["q4_0"] | None = None,
         launcher: str = "local",
     ) -> None:
         self.base = base
@@ -54,6 +57,7 @@ class LoRATrainer:
             "max_steps": max_steps,
             "minutes": minutes,
             "seed": seed,
+            "quantization_aware": quantization_aware,
         }
 
     def train(

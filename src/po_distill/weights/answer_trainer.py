@@ -140,7 +140,9 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
         tokens_per_s = entry["tokens"] / entry["step_s"]
         self._advance(1, note=f"loss {logs['loss']:.3f}, {tokens_per_s:.0f} tokens/s")
         if self._log_path:
-            line = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm", "tokens") if key in logs}
+            line: dict[str, Any] = {
+                key: logs[key] for key in ("loss", "learning_rate", "grad_norm", "tokens") if key in logs
+            }
             line |= {"step_s": round(entry["step_s"], 4), "tokens_per_s": round(tokens_per_s, 1)}
             artifacts.append_jsonl(
                 self._log_path, {"step": state.global_step, "steps": state.max_steps, **line, "time": artifacts.now()}

@@ -78,7 +78,8 @@ class _RMSNorm(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, inverse)
-        return (wide * inverse).to(x.dtype).mul_(w)
+        normed: Tensor = (wide * inverse).to(x.dtype).mul_(w)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

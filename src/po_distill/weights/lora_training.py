@@ -80,6 +80,7 @@ def train(job: TrainingJob, *, started_s: float) -> Adapter:
     """
     artifacts.refuse_existing(job.output_path)
     _quieten()
+    from po_distill.weights.quantization_aware import QuantizationAware
     from po_distill.weights.student_model import fast_precision, load_student, load_tokenizer
 
     base = Path(job.base_path)
@@ -93,11 +94,12 @@ def train(job: TrainingJob, *, started_s: float) -> Adapter:
     plan = _kept_plan(Path(job.work_path), digests)
     precision = plan.precision if plan else fast_precision(base)
     student = load_student(base, job.lora, precision, seed=job.seed)
+    rounding = QuantizationAware(student) if job.quantization_aware else None
     if plan is None:
-        plan = _measured_plan(job, rows, student, digests, started_s)
+        plan = _measured_plan(job, rows, student, digests, started_s, rounding_s=rounding.apply() if rounding else 0.0)
         artifacts.write_json(Path(job.work_path) / _PLAN_NAME, plan)
     say(plan.told(datetime.now()))
-    history = _run(job, plan, student, rows, tokenizer)
+    history = _run(job, plan, student, rows, tokenizer, rounding)
     return _write_adapter(job, student, base_digest, _summary(plan, history))
 
 
@@ -129,7 +131,13 @@ def _kept_plan(work: Path, digests: Mapping[str, str]) -> TrainingPlan | None:
 
 
 def _measured_plan(
-    job: TrainingJob, rows: Sequence[TokenizedRow], student: Any, digests: Mapping[str, str], started_s: float
+    job: TrainingJob,
+    rows: Sequence[TokenizedRow],
+    student: Any,
+    digests: Mapping[str, str],
+    started_s: float,
+    *,
+    rounding_s: float,
 ) -> TrainingPlan:
     from po_distill.weights.packed_rows import pack
     from po_distill.weights.student_model import seconds_per_token, tokens_that_fit
@@ -151,7 +159,7 @@ def _measured_plan(
         **digests,
         precision="bfloat16" if student.dtype.itemsize == 2 else "float32",
         micro_batch=size,
-        step_s=token_s * rows_of_step * sum(lengths) / len(lengths),
+        step_s=token_s * rows_of_step * sum(lengths) / len(lengths) + rounding_s,
         spent_s=time.time() - started_s,
     )
 
@@ -160,7 +168,7 @@ def _measured_plan(
 
 
 def _run(
-    job: TrainingJob, plan: TrainingPlan, student: Any, rows: Sequence[TokenizedRow], tokenizer: Any
+    job: TrainingJob, plan: TrainingPlan, student: Any, rows: Sequence[TokenizedRow], tokenizer: Any, rounding: Any
 ) -> list[dict[str, float]]:
     """Train the student to the plan's last step; the Trainer's history, an entry per step."""
     import torch
@@ -173,6 +181,8 @@ def _run(
     lengths = [len(row.input_ids) for row in rows]
     order = row_order(lengths, batch=plan.batch, steps=plan.steps, epochs=job.epochs, seed=job.seed)
     trainer = AnswerTrainer(student, settings, rows, order, tokenizer)
+    if rounding:
+        trainer.add_callback(rounding)
     resumed = last_checkpoint(checkpoints)
     if resumed:
         say(f"training: goes on behind step {resumed.name.rpartition('-')[2]} of {plan.steps}")
@@ -205,7 +215,7 @@ def _summary(plan: TrainingPlan, history: Sequence[Mapping[str, float]]) -> Trai
 
 
 def _write_adapter(job: TrainingJob, student: Any, base_digest: str, summary: TrainingSummary) -> Adapter:
-    """Write the folder in PEFT's layout, with the tokenizer and our record. Raises TrainingError if nothing was learnt."""
+    """Write the folder in PEFT's layout, with tokenizer and record. Raises TrainingError where nothing was learnt."""
     _check_learnt(student)
     # peft would note the path of this machine.
     student.peft_config["default"].base_model_name_or_path = _public_name(job.base_name)

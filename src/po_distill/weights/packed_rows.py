@@ -8,6 +8,7 @@ looks at rows: it lays them out as a batch, padded at the end with positions tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Packing:
         ends = [self.shared]
         for length in self.own:
             ends.append(ends[-1] + length)
-        return [slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def pack(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def pack(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
     }
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     first, last = min(sequences), max(sequences)  # the two that differ earliest
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
