@@ -190,7 +190,8 @@ class _Road:
         record_path = adapter_path / "po_distill.json"
 
         def work() -> Adapter:
-            if adapter_path.exists():  # killed between the adapter's last byte and our note of it
+            manifest = artifacts.read_manifest(self.folder)
+            if manifest and "train" in manifest.stages:  # killed between the trainer's note and ours
                 return artifacts.read_record(record_path, Adapter)
             trainer = LoRATrainer(
                 base=wanted.base,

@@ -77,7 +77,6 @@ class LoRATrainer:
         """
         output = Path(output)
         adapter_path = output / "adapter"
-        _refuse_finished(adapter_path)
         for package in _PACKAGES:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, "train", "Training")
@@ -86,11 +85,14 @@ class LoRATrainer:
         base = locate(self.base)
         work = output / _WORK_NAME
         job = self._job(base, data_path, contract, adapter_path, work, log_path)
-        artifacts.write_json(work / "job.json", job)
-        command = [sys.executable, "-m", "po_distill.weights.lora_training", str(work / "job.json")]
-        status = launcher.run(command, ENVIRONMENT)
-        if status:
-            raise _failure(work, status)
+        job_path = work / "job.json"
+        if not _left_unrecorded(adapter_path, job_path, job):
+            _refuse_finished(adapter_path)
+            artifacts.write_json(job_path, job)
+            command = [sys.executable, "-m", "po_distill.weights.lora_training", str(job_path)]
+            status = launcher.run(command, ENVIRONMENT)
+            if status:
+                raise _failure(work, status)
         adapter = artifacts.read_record(adapter_path / RECORD_NAME, Adapter)
         artifacts.record_stage(
             output,
@@ -126,6 +128,11 @@ class LoRATrainer:
             TrainingJob,
             "the training settings",
         )
+
+
+def _left_unrecorded(adapter_path: Path, job_path: Path, job: TrainingJob) -> bool:
+    """Whether an earlier run of this very job was killed between its adapter's last byte and our note of it."""
+    return adapter_path.exists() and job_path.exists() and artifacts.read_record(job_path, TrainingJob) == job
 
 
 def _refuse_finished(adapter_path: Path) -> None:

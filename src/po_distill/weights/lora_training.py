@@ -139,14 +139,14 @@ def _measured_plan(
     *,
     rounding_s: float,
 ) -> TrainingPlan:
-    from po_distill.weights.packed_rows import pack
+    from po_distill.weights.packed_rows import common_prefix
     from po_distill.weights.student_model import seconds_per_token, tokens_that_fit
 
     lengths = [len(row.input_ids) for row in rows]
     size = choose_micro_batch(
         job.batch,
         longest=max(lengths),
-        shared=pack(rows)["packing"].shared,
+        shared=common_prefix([row.input_ids[: row.prompt_tokens - 1] for row in rows]),
         most_tokens=tokens_that_fit(student),
     )
     order = row_order(lengths, batch=job.batch, steps=len(rows), epochs=job.epochs, seed=job.seed)

@@ -54,7 +54,7 @@ def pack(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
     within prompts. The shared beginning ends before the last token of the shortest prompt, so that
     each row has the position that its first answer token is predicted from to itself.
     """
-    shared = _common_prefix([row.input_ids[: row.prompt_tokens - 1] for row in rows]) if len(rows) > 1 else 0
+    shared = common_prefix([row.input_ids[: row.prompt_tokens - 1] for row in rows]) if len(rows) > 1 else 0
     packing = Packing(shared, tuple(len(row.input_ids) - shared for row in rows))
     ids, positions, labels = list(rows[0].input_ids[:shared]), list(range(shared)), [IGNORED] * shared
     for row in rows:
@@ -69,7 +69,8 @@ def pack(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
     }
 
 
-def _common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with."""
     first, last = min(sequences), max(sequences)  # the two that differ earliest
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 

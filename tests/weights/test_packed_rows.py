@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from po_distill.records import LoRASettings
+from po_distill.weights.packed_rows import pack
+from po_distill.weights.student_model import load_student
+from po_distill.weights.tokenization import TokenizedRow, tokenize_file
+from tiny_models import tiny_model
+
+MODULES = LoRASettings().target_modules
+
+
+def rows_of(base: Path, folder: Path, count: int = 3) -> list[TokenizedRow]:
+    path = folder / "rows.jsonl"
+    system = {"role": "system", "content": "Keep the product vision true to the concept."}
+    with path.open("w") as file:
+        for number in range(count):
+            prompt = [system, {"role": "user", "content": "Which users? " * (number + 1)}]
+            answer = [{"role": "assistant", "content": "Teams that plan. " * (2 * number + 1)}]
+            file.write(json.dumps({"example_id": str(number), "prompt": prompt, "completion": answer}) + "\n")
+    return tokenize_file(path, AutoTokenizer.from_pretrained(base), max_seq_len=512)
+
+
+def plain_gradients(base: Path, rows: list[TokenizedRow]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by transformers' and peft's own layers, a row at a time."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(MODULES)))
+    fill(model)
+    total = 0.0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, row.prompt_tokens - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(
+            logits, torch.tensor(row.input_ids[row.prompt_tokens :]), reduction="sum"
+        )
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+def fill(model: Any) -> None:
+    """The same adapter in any model."""
+    generator = torch.Generator().manual_seed(5)
+    for _, weight in sorted((n, w) for n, w in model.named_parameters() if w.requires_grad):
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.1
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
+def test_loss_and_gradients_of_a_pack_are_those_of_its_rows(family: str, tmp_path: Path) -> None:
+    split = "qwen2" if family == "qwen2" else "smollm"
+    base = tiny_model(tmp_path / "base", family, split)
+    rows = rows_of(base, tmp_path)
+    expected_loss, expected = plain_gradients(base, rows)
+    student = load_student(base, LoRASettings(rank=4, alpha=8, dropout=0.0), "float32", seed=1)
+    fill(student)
+    packed = pack(rows)
+    assert packed["packing"].shared > 10
+    assert packed["input_ids"].shape[1] < sum(len(row.input_ids) for row in rows)
+    loss = student(**packed)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
+    found = gradients(student)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_row_alone_shares_nothing_and_is_padded_with_nothing(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    (row, *_) = rows_of(base, tmp_path)
+    packed = pack([row])
+    assert packed["packing"].shared == 0
+    assert packed["input_ids"].tolist() == [list(row.input_ids)]
+    assert packed["labels"][0, row.prompt_tokens - 1 : -1].tolist() == list(row.input_ids[row.prompt_tokens :])
+
+
+def test_dropout_leaves_the_expected_output_and_changes_each_call(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    student = load_student(base, LoRASettings(rank=4, alpha=8, dropout=0.5), "float32", seed=1)
+    fill(student)
+    packed = pack(rows_of(base, tmp_path))
+    assert student(**packed).item() != student(**packed).item()
+    student.eval()
+    assert student(**packed).item() == student(**packed).item()
