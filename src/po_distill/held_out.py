@@ -48,8 +48,9 @@ def refuse_leaks(concepts: Iterable[Concept], train_path: Path | str, role: Role
 
 
 def stratified(concepts: Sequence[Concept], most: int | None) -> list[Concept]:
-    """`most` of the concepts, each planted class by its share and with at least one where that fits.
+    """`most` of the concepts, equally many of each planted class as far as there are.
 
+    Equal, because what is asked of a class is its accuracy, and a rare one is the one to know about.
     Which ones depends on their ids alone, not on their order.
     """
     if most is None or most >= len(concepts):
@@ -58,9 +59,7 @@ def stratified(concepts: Sequence[Concept], most: int | None) -> list[Concept]:
     for concept in sorted(concepts, key=lambda concept: digest_value(concept.concept_id)):
         classes.setdefault(concept.planted_label or "", []).append(concept.concept_id)
     places = [
-        ((number + 0.5) / len(members) if number else 0.0, label, concept_id)
-        for label, members in classes.items()
-        for number, concept_id in enumerate(members)
+        (number, label, concept_id) for label, members in classes.items() for number, concept_id in enumerate(members)
     ]
     chosen = {concept_id for _, _, concept_id in sorted(places)[:most]}
     return [concept for concept in concepts if concept.concept_id in chosen]

@@ -45,7 +45,7 @@ _RETRIES = Retries()
 class Evaluator:
     """Judges candidates on the same held-out concepts, by the role's metric and as production reads them.
 
-    `subset` takes so many of the cases, stratified by planted label. `train_path` names what the student
+    `subset` takes so many of the cases, equally many of each planted label. `train_path` names what the student
     learned from: a case that is in there stops the run. Completions are kept in `folder`, journalled
     as they come, so a run that was killed asks only for what is missing. `report_path` is the Markdown
     report; the same as a page lies beside it as `.html`, as data as `.json`. None writes no report.
