@@ -1,4 +1,4 @@
-"""The metric's figures are worked out by hand from docs/facts, part by part."""
+"""The figures are worked out by hand from the metric's definition (docs/role.md), part by part."""
 
 from types import SimpleNamespace
 from typing import Any
