@@ -393,7 +393,7 @@ def package(model: Path, name: str | None, quant: str, output: Path | None, as_j
     "--max-samples",
     "subset",
     type=click.IntRange(min=1),
-    help="So many cases, stratified by planted label.",
+    help="So many cases, equally many of each planted label.",
 )
 @click.option("--provider", default="llama_cpp", show_default=True, help="Runtime of student and base.")
 @click.option("--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1), help="Longest answer.")

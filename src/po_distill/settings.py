@@ -79,7 +79,7 @@ class PackageSettings(_Section):
 class EvaluateSettings(_Section):
     """How the student is judged."""
 
-    subset: Positive | None = 50  # held-out cases, stratified by planted label; None takes all
+    subset: Positive | None = 50  # held-out cases, equally many of each planted label; None takes all
     provider: str = "llama_cpp"  # the runtime of student and base
     base: bool = True  # judge the base model beside the student
     max_tokens: Positive = 4096
