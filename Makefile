@@ -36,5 +36,5 @@ clean:
 	touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(PIP) --group dev
+	$(PIP) --editable ".[vertex,http]" --group dev
 	touch $@

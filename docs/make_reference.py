@@ -34,6 +34,10 @@ MEANINGS = {
     "teacher.base_url": "address of the provider, where it has one",
     "teacher.options": "settings of the provider's own",
     "teacher.min_score": "least metric of a row; an answer under it is asked for again",
+    "teacher.thinking": "how much a thinking model may think: a budget in tokens or a level; null is its own",
+    "teacher.temperature": "of the sampling; 0 decodes greedily",
+    "teacher.requests_per_minute": "a limit of yours; null is none",
+    "teacher.tokens_per_minute": "a limit of yours, prompts and answers together; null is none",
     "dataset.path": "JSONL of the training rows; the other files of the dataset lie beside it",
     "dataset.validation_share": "share of the concepts held out for validation",
     "dataset.test_share": "share of the concepts held out for the evaluation",
@@ -68,16 +72,19 @@ def cli_page() -> str:
         MADE,
         "# Command line\n",
         "What `po-distill COMMAND --help` prints, command by command, in the order of the road.\n",
-        "Exit codes: 0 done; 1 a problem, told with its fix on standard error; 2 wrong usage; 3 `evaluate --gate` "
-        "and the verdict is no; 130 interrupted, with what was finished kept. `--debug` may stand anywhere on the "
-        "line.\n",
+        "Exit codes: 0 done; 1 a problem, told with its fix on standard error; 2 wrong usage; 3 the work is done and "
+        "its verdict is no (`evaluate --gate`, a budget that is reached, a journal that is not sound); 130 "
+        "interrupted, with what was finished kept. `--debug` may stand anywhere on the line.\n",
         "Progress goes to standard error, results to standard output. `--json` prints one JSON object and nothing "
         "else.\n",
         "## po-distill\n",
         _fenced(help_of(cli, "po-distill")),
     ]
     for name in cli.list_commands(click.Context(cli)):
-        parts += [f"## po-distill {name}\n", _fenced(help_of(cli.commands[name], f"po-distill {name}"))]
+        command = cli.commands[name]
+        parts += [f"## po-distill {name}\n", _fenced(help_of(command, f"po-distill {name}"))]
+        for inner, below in getattr(command, "commands", {}).items():
+            parts += [f"### po-distill {name} {inner}\n", _fenced(help_of(below, f"po-distill {name} {inner}"))]
     return "\n".join(parts)
 
 

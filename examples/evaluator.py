@@ -26,7 +26,7 @@ evaluator = Evaluator(
     generation=GenerationSettings(temperature=0.0, max_tokens=768),
     folder=folder / "evaluation",
     report_path=folder / "report.md",
-    log_path=folder / "evaluation_calls.jsonl",
+    log_path=folder / "evaluation_calls.log",
 )
 report = evaluator.evaluate(cases, candidates)
 

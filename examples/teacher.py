@@ -23,11 +23,11 @@ teacher = Teacher(
     batch_size=20,
     min_score=0.85,
     journal_path=folder / "teacher_journal.sqlite",
-    log_path=folder / "teacher_calls.jsonl",
+    log_path=folder / "teacher_calls.log",
 )
 summary = teacher.write(concepts, folder / "completions.jsonl")
 
-print(f"{summary.answered} of {summary.asked} answered, {summary.below_minimum} below the minimum score")
+print(f"{summary.accepted} of {summary.asked} accepted; rejected: {summary.rejected or 'none'}")
 print(f"{summary.sends} calls, {summary.from_journal} answers found in the journal")
 for rejection in teacher.rejections:
     print(rejection.where, rejection.reason, rejection.detail)

@@ -23,8 +23,11 @@ from po_distill.records import (
     Answer,
     Concept,
     Message,
+    ModelCapabilities,
+    Price,
     PromptContract,
     ProviderSettings,
+    ProviderTraits,
     Request,
     Response,
     Score,
@@ -106,8 +109,17 @@ class HaikuRole:
     def generate_concepts(self, count: int, seed: int) -> list[Concept]:
         return [haiku_concept(number, self.labels[(number + seed) % 2]) for number in range(count)]
 
-    def vary_concepts(self, concepts: Sequence[Concept], count: int, seed: int) -> list[Concept]:
-        more = [haiku_concept(1000 + number, "spring") for number in range(count - len(concepts))]
+    def advise(self, concept: Concept, text: str) -> tuple[str, ...]:
+        return ("A haiku has three lines.",) if self.score(concept, text).value < 1.0 else ()
+
+    def metric_fields(self, concept: Concept, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"wanted": concept.requirements_yaml}, {"haiku": self.parse(text).documents.get("haiku", {})}
+
+    def vary_concepts(
+        self, concepts: Sequence[Concept], count: int, seed: int, labels: Sequence[str] = ()
+    ) -> list[Concept]:
+        wanted = labels or ("spring",)
+        more = [haiku_concept(1000 + number, wanted[number % len(wanted)]) for number in range(count - len(concepts))]
         return [*concepts, *more][:count]
 
     def answer_by_rules(self, concept: Concept) -> str:
@@ -134,17 +146,34 @@ def haiku_concept(number: int, season: str = "spring") -> Concept:
     )
 
 
+class JsonHaikuRole(HaikuRole):
+    """The same role with a second contract, for providers that hold an answer to a JSON schema."""
+
+    contracts: ClassVar[tuple[str, ...]] = ("fenced", "json")
+
+    def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
+        super().__init__(contract, prompt or ("Answer in JSON." if contract == "json" else None))
+
+
 class ScriptedProvider:
     """Answers by the role's rules, but for what its options say.
 
     `answers` and `faults`: lists by concept id, used up in turn (the last answer stays). `ledger`: a file that
-    takes one line per request that came, flushed before the answer. `delay_s`: how long an answer takes.
+    takes one line per request that came, flushed before the answer. `delay_s`: how long an answer takes; `delays`:
+    the same by concept id, lists used up in turn.
     `kill_at`: the concept at which the process dies, unless the file `kill_once` says that it did.
+    `finishes`: lists by concept id of `finish` (or "finish/REASON"), used up in turn, then `stop`. `served`: the model
+    that answers. `tokens`: [prompt, completion] of every answer. `cost_usd`: what the provider itself says that it
+    cost. `retry_after_s`: what a fault asks to wait. `bought_before`: concepts whose answer an earlier send bought.
+    `doubtful`: whether faults are. Every request that comes is noted in `requests`, for tests in the same process.
     """
+
+    requests: ClassVar[list[Request]] = []
 
     open_now: ClassVar[int] = 0
     most_open: ClassVar[int] = 0
     busiest: ClassVar[int] = 0
+    own_cost_usd: ClassVar[float] = 0.001
 
     def __init__(self, settings: ProviderSettings, role: Role) -> None:
         self._options: dict[str, Any] = dict(settings.options)
@@ -157,6 +186,7 @@ class ScriptedProvider:
     async def generate(self, request: Request) -> Response:
         assert request.concept is not None
         concept_id = request.concept.concept_id
+        type(self).requests.append(request)
         turn = self._asked[concept_id]
         self._asked[concept_id] += 1
         if ledger := self._options.get("ledger"):
@@ -165,26 +195,73 @@ class ScriptedProvider:
         self._busy += 1
         type(self).busiest = max(self.busiest, self._busy)
         try:
-            await asyncio.sleep(self._options.get("delay_s", 0.0))
+            delays = self._options.get("delays", {}).get(concept_id, [])
+            await asyncio.sleep(delays[turn] if turn < len(delays) else self._options.get("delay_s", 0.0))
         finally:
             self._busy -= 1
         faults = self._options.get("faults", {}).get(concept_id, [])
         if turn < len(faults) and faults[turn]:
-            raise ProviderError(f"{concept_id} failed.", "Wait.", fault=faults[turn])
+            raise ProviderError(
+                f"{concept_id} failed.",
+                "Wait.",
+                fault=faults[turn],
+                retry_after_s=self._options.get("retry_after_s"),
+                doubtful=bool(self._options.get("doubtful")),
+            )
         if concept_id == self._options.get("kill_at") and not Path(self._options["kill_once"]).exists():
             Path(self._options["kill_once"]).touch()
             os.kill(os.getpid(), 9)
         if concept_id == self._options.get("break_at"):
             raise KeyError("a bug")
         answers = self._options.get("answers", {}).get(concept_id) or [self._role.answer_by_rules(request.concept)]
+        prompt_tokens, completion_tokens = self._options.get("tokens", [10, 5])
         usage = Usage(
-            prompt_tokens=10, completion_tokens=5, cost_usd=0.001, latency_s=self._options.get("latency_s", 0.5)
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=self._options.get("cost_usd", self.own_cost_usd),
+            latency_s=self._options.get("latency_s", 0.5),
         )
-        text = answers[min(turn, len(answers) - 1)]
-        return Response(text=text, model=self._model, usage=usage, stand_in=bool(self._options.get("stand_in")))
+        finishes = self._options.get("finishes", {}).get(concept_id, [])
+        finish, _, reason = (finishes[turn] if turn < len(finishes) else "stop").partition("/")
+        return Response(
+            text="" if finish == "blocked" else answers[min(turn, len(answers) - 1)],
+            model=self._options.get("served", self._model),
+            finish=finish,
+            finish_reason=reason or None,
+            usage=usage,
+            stand_in=bool(self._options.get("stand_in")),
+            bought_before=concept_id in self._options.get("bought_before", ()),
+        )
 
     async def aclose(self) -> None:
         type(self).open_now -= 1
 
 
 SCRIPTED = "haiku:ScriptedProvider"
+
+
+_OPTIONS = (
+    *("answers", "faults", "ledger", "delay_s", "delays", "kill_at", "kill_once", "finishes", "served", "tokens"),
+    *("cost_usd", "retry_after_s", "bought_before", "doubtful", "latency_s", "stand_in", "break_at"),
+)
+
+
+class PaidProvider(ScriptedProvider):
+    """The same as a service that is paid for: priced by the library, its options no part of what a call is."""
+
+    own_cost_usd: ClassVar[float] = 0.0
+    traits: ClassVar[ProviderTraits] = ProviderTraits(
+        family="paid", paid=True, structured_output=True, names_served_model=True, transport_options=_OPTIONS
+    )
+
+
+PAID = "haiku:PaidProvider"
+
+CHEAP = ModelCapabilities(
+    model="cheap-1",
+    context_tokens=100_000,
+    output_cap_tokens=4096,
+    structured_output="json_schema",
+    prices=(Price(input_usd=1.0, output_usd=10.0, seen_on="2026-09-20", source="a test"),),
+)
+"""A model of round prices: a prompt token is 1,000 nano-dollars, a token of the answer 10,000."""

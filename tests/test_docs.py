@@ -79,13 +79,18 @@ def test_the_documentation_shows_every_command() -> None:
 def test_every_command_shown_is_one_that_the_command_line_takes(page: Path, line: str) -> None:
     _, *arguments = shlex.split(line, comments=True)
     name, *rest = [argument for argument in arguments if argument != "--debug"]
+    command = cli.commands[name]
+    if isinstance(command, click.Group):
+        command, rest = command.commands[rest[0]], rest[1:]
     if "--help" not in rest:
-        cli.commands[name].make_context(name, rest)
+        command.make_context(name, rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_named_in_running_text_exists(page: Path) -> None:
-    known = {opt for command in (cli, *cli.commands.values()) for p in command.params for opt in p.opts}
+    groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
+    all_commands = (cli, *cli.commands.values(), *(c for group in groups for c in group.commands.values()))
+    known = {opt for command in all_commands for p in command.params for opt in (*p.opts, *p.secondary_opts)}
     known |= {"--help", "--version", "--check", "--no-deps", "--target"}
     text = FENCE.sub("", page.read_text())
     if page.name == "from-the-scripts.md":  # its left columns are the scripts' own

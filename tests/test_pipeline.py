@@ -30,6 +30,10 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def teacher_log(workplace: Path) -> Path:
+    return next((workplace / "logs/distillation").glob("teacher_calls_*.log"))
+
+
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "po_distill", "run", "run.yaml", "--json", *arguments]
     return subprocess.Popen(
@@ -59,7 +63,7 @@ def test_the_whole_road_makes_every_artifact_and_a_second_run_keeps_all(workplac
         workplace / "artifacts/synthetic/product_owner/concepts.jsonl",
         workplace / "artifacts/distillation/po_teacher_dataset.jsonl",
         workplace / "docs/po_distillation_report.md",
-        workplace / "logs/distillation/teacher_calls.jsonl",
+        teacher_log(workplace),
         workplace / "logs/distillation/train_po_student_v1.jsonl",
         version / "adapter/adapter_config.json",
         version / "adapter/adapter_model.safetensors",
@@ -107,7 +111,7 @@ def test_a_run_killed_in_each_stage_goes_on_and_repeats_no_finished_one(workplac
     assert all(f"{name}: finished before, kept" in told for name in durations)
     assert len(durations) >= len(STAGES) - 1
     assert [path.name for path in (workplace / "artifacts/models").glob("po_student_v*")] == ["po_student_v1"]
-    calls = (workplace / "logs/distillation/teacher_calls.jsonl").read_text().splitlines()
+    calls = teacher_log(workplace).read_text().splitlines()
     keys = [json.loads(line)["key"] for line in calls]
     assert len(keys) == len(set(keys))
 

@@ -1,10 +1,14 @@
+import subprocess
+import sys
+
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from po_distill import safe_yaml
 from po_distill.errors import UnreadableYAMLError
+from po_distill.roles.product_owner.role import ProductOwnerRole
 
 
 @given(
@@ -56,3 +60,68 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         safe_yaml.load(text)
     except UnreadableYAMLError as error:
         assert error.problem
+
+
+# --- the fast path ------------------------------------------------------------------------------
+
+
+def bounds_by_events(text: str) -> tuple[int, int]:
+    """(aliases, depth) as libyaml's parser counts them, up to where it gives up."""
+    aliases = depth = deepest = 0
+    try:
+        for event in yaml.parse(text, Loader=safe_yaml._Loader):
+            aliases += isinstance(event, yaml.AliasEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            deepest = max(deepest, depth)
+    except (yaml.YAMLError, UnicodeError):
+        pass
+    return aliases, deepest
+
+
+_PIECES = st.sampled_from(
+    [
+        *("- ", "-\t", "? ", ": ", "a: ", "a:", "-", "?", ":", "a", '"b"', "'c'", '"b\n', "'c\n", "|\n", ">-\n"),
+        *("[", "]", "{", "}", ", ", "[a: ", "[? ", "&x ", "*x", "!t ", "!!map ", "# note"),
+        *("---", "--- ", "...", "%YAML 1.1\n"),
+        *("\n", "\r", "\r\n", "\x85", "\u2028", "\u2029", " ", "  ", "\t", "\ufeff", "\xa0", "\0"),
+    ]
+)
+_REPEATED = st.tuples(_PIECES, st.integers(1, 60)).map(lambda pair: pair[0] * pair[1])
+_STAIRS = st.tuples(
+    st.sampled_from(["a:", "-", "?", "? a\n:", "- a:", "!t", "&x"]), st.integers(1, 60), st.integers(0, 2)
+).map(lambda stair: "".join(f"{' ' * (step * stair[2])}{stair[0]}\n" for step in range(stair[1])))
+
+
+@given(st.lists(_PIECES | _REPEATED | _STAIRS, max_size=12).map("".join))
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example("- " * 60 + "x")
+@example("\ufeff" + "- " * 60 + "x")
+@example("x\n---\n\ufeff" + "- " * 60 + "x")
+@example("[a: " * 36)
+@example("[? " * 36)
+@example("a:\n" * 60)
+@example("? " * 60 + "x")
+@example("a: &x [1]\nb: *x")
+def test_what_looks_within_bounds_has_no_alias_and_is_not_deep(text: str) -> None:
+    if safe_yaml._is_plainly_within_bounds(text):
+        aliases, depth = bounds_by_events(text)
+        assert aliases == 0
+        assert depth <= safe_yaml.MAX_DEPTH
+
+
+def test_a_plain_document_takes_the_fast_path() -> None:
+    """Else it would be of no use: the requirements of every concept are such a text."""
+    for concept in ProductOwnerRole().generate_concepts(9, seed=2):
+        assert safe_yaml._is_plainly_within_bounds(concept.requirements_yaml)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n\ufeff", "--- \n\ufeff"])
+def test_a_text_that_would_overflow_the_stack_is_refused_whatever_it_begins_with(start: str) -> None:
+    script = (
+        "import sys\nfrom po_distill import safe_yaml\nfrom po_distill.errors import UnreadableYAMLError\n"
+        "try:\n    safe_yaml.load(sys.argv[1].encode().decode('unicode_escape') + '- ' * 400_000 + 'x')\n"
+        "except UnreadableYAMLError as error:\n    print('refused')\n"
+    )
+    argument = start.encode("unicode_escape").decode()
+    done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n")

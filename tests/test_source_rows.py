@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from po_distill.artifacts import write_jsonl
 from po_distill.errors import InputError
 from po_distill.records import Rejection
 from po_distill.roles.product_owner.role import ProductOwnerRole
-from po_distill.source_rows import Recorded, has_answers, read_answers, read_concepts
+from po_distill.source_rows import ConceptFile, Recorded, has_answers, read_answers, read_concepts
 
 ROLE = ProductOwnerRole()
 CONCEPT = ROLE.generate_concepts(1, seed=6)[0]
@@ -97,3 +98,55 @@ def test_a_broken_line_is_refused_with_its_number(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps(PLAIN) + "\n{\n")
     with pytest.raises(InputError, match="line 2"):
         read_concepts(tmp_path / "c.jsonl", ROLE)
+
+
+# --- files that are gone through row by row -----------------------------------------------------
+
+
+def test_a_concept_file_is_gone_through_as_often_as_one_likes_and_knows_its_length(tmp_path: Path) -> None:
+    concepts = ROLE.generate_concepts(12, seed=3)
+    write_jsonl(tmp_path / "c.jsonl", concepts)
+    opened = ConceptFile(tmp_path / "c.jsonl", ROLE)
+    assert len(opened) == 12
+    assert list(opened) == list(opened) == concepts == read_concepts(tmp_path / "c.jsonl", ROLE)
+    first, second = iter(opened), iter(opened)
+    assert [next(first), next(second)] == [concepts[0]] * 2
+
+
+def test_a_concept_file_reads_only_so_many_and_no_row_behind_them(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text("\n" + json.dumps(PLAIN) + "\n\n{broken\n")
+    opened = ConceptFile(tmp_path / "c.jsonl", ROLE, most=1)
+    assert len(opened) == len(list(opened)) == 1
+    write_jsonl(tmp_path / "d.jsonl", ROLE.generate_concepts(3, seed=1))
+    assert len(ConceptFile(tmp_path / "d.jsonl", ROLE, most=99)) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"concept": "x"}, "line 2: 'requirements_yaml' is missing"),
+        ({"concept": "x", "requirements_yaml": "[a]"}, "line 2: the requirements of .* not a YAML mapping"),
+        (PLAIN, r"line 2: the concept_id 'row-\w+' is used twice"),
+    ],
+)
+def test_a_concept_file_is_checked_whole_before_its_first_row_is_used(
+    tmp_path: Path, row: dict[str, Any], says: str
+) -> None:
+    write_jsonl(tmp_path / "c.jsonl", [PLAIN, row])
+    with pytest.raises(InputError, match=says):
+        ConceptFile(tmp_path / "c.jsonl", ROLE)
+
+
+def test_a_concept_file_of_many_rows_holds_none_of_them(tmp_path: Path) -> None:
+    text = CONCEPT.model_dump(mode="json")
+    write_jsonl(
+        tmp_path / "c.jsonl", (text | {"concept_id": f"C-{n}", "metadata": {"x": "y" * 2000}} for n in range(2000))
+    )
+    tracemalloc.start()
+    try:
+        opened = ConceptFile(tmp_path / "c.jsonl", ROLE)
+        assert sum(1 for _ in opened) == 2000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_500_000  # the file has over four million bytes

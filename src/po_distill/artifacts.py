@@ -116,13 +116,18 @@ def jsonl_line(row: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(data, ensure_ascii=False) + "\n"
 
 
-def append_jsonl(path: Path | str, row: BaseModel | Mapping[str, Any]) -> None:
-    """Append one line to a log, in one write, so that concurrent writers do not mix their lines."""
+def append_text(path: Path | str, text: str) -> None:
+    """Append to a log, in one write, so that concurrent writers do not mix their lines."""
     path = Path(path)
     with _translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(jsonl_line(row).encode())
+            file.write(text.encode())
+
+
+def append_jsonl(path: Path | str, row: BaseModel | Mapping[str, Any]) -> None:
+    """Append one line of JSON to a log."""
+    append_text(path, jsonl_line(row))
 
 
 def refuse_existing(path: Path | str) -> None:
@@ -191,7 +196,7 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     path = Path(path)
     found = False
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         found = True
@@ -211,6 +216,19 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
     if not found:
         raise InputError(f"{path} is empty.", "Give a file with at least one JSON object per line.")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, one at a time, ended by line feeds alone."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}).", "Convert it to UTF-8.") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist.", "Check the path.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
 
 
 def read_records(path: Path | str, kind: type[_R]) -> Iterator[_R]:

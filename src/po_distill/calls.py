@@ -1,16 +1,16 @@
-"""The only caller of a provider: journal, window, retries, cost log.
+"""The only caller of a provider: asks until there is an answer, many at a time.
 
 A call is known by its content: messages, generation settings, provider, model and the number of the
 attempt. Its answer is journalled before anything else looks at it, and never asked for again.
-Failures that pass by themselves (`rate_limited`, `unavailable`, `timeout`) wait and try again;
-`bad_answer` and `blocked` are final for their call; `refused` stops the run.
+Failures that pass by themselves (`rate_limited`, `unavailable`, `timeout`) wait and try again; `rate_limited` ones as
+often as it takes, while others get through; `bad_answer` and `blocked` are final for their call; `refused` stops the
+run, and so does a time without any success (the circuit breaker).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import itertools
 import random
 import time
@@ -18,36 +18,54 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from po_distill import plugins
-from po_distill.artifacts import append_jsonl, digest_file, digest_value, now
-from po_distill.errors import PluginError, PODistillError, ProviderError
-from po_distill.interfaces import Provider, Role
+from po_distill.call_log import CallLog
+from po_distill.errors import NotAskedError, ProviderError
+from po_distill.interfaces import Role
 from po_distill.interrupts import event_loop_steps
 from po_distill.journal import Journal, Result
+from po_distill.model_table import same_model
 from po_distill.progress import say
-from po_distill.records import ProviderSettings, Request, Response, Usage
+from po_distill.records import ModelCapabilities, ProviderSettings, ProviderTraits, Request, Response
+from po_distill.sending import Sender, Tally
+from po_distill.window import Window
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _MAY_PASS = ("rate_limited", "unavailable", "timeout")
-_CONCERN_ONE_CALL = ("bad_answer", "blocked")
 _NOTHING_MORE: Any = object()
+_DRAIN_S = 15.0  # what a local model is given to end what it is at
+_PAID_DRAIN_S = 3600.0  # what is paid for is awaited, until a second Ctrl-C
 
 
 @dataclass(frozen=True)
 class Retries:
     """How often, and how far apart, a call is sent that fails in a way that may pass."""
 
-    sends: int = 6  # of one call, before it is given up
+    sends: int = 12  # of one call that fails otherwise than by a rate limit, before it is given up
+    doubtful_sends: int = 3  # of them, those that may have been billed: timeouts, broken connections
     first_wait_s: float = 1.0  # doubled with every failure
     longest_wait_s: float = 60.0
+    slowed_wait_s: float = 0.1  # after a rate limit, half as much again with every one: the window does the rest
+    breaker_s: float = 300.0  # a run in which nothing succeeds for so long is stopped
 
-    def wait_s(self, failures: int, chance: random.Random) -> float:
-        """The wait after so many failures: half to all of the doubled wait, so that calls spread out."""
-        whole = min(self.first_wait_s * 2.0 ** (failures - 1), self.longest_wait_s)
-        return whole * (0.5 + 0.5 * chance.random())
+    def wait_s(self, failures: int, chance: random.Random, *, slowed: bool = False) -> float:
+        """The wait after so many failures: half to all of the grown wait, so that calls spread out."""
+        doublings = min(failures - 1, 50)  # by then it is the longest wait; a float holds no thousand
+        grown = self.slowed_wait_s * 1.5**doublings if slowed else self.first_wait_s * 2.0**doublings
+        return min(grown, self.longest_wait_s) * (0.5 + 0.5 * chance.random())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the calls of a run. None is no limit."""
+
+    budget_usd: float | None = None  # what all runs of a journal may cost together
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    in_doubt: Literal["resend", "skip"] = "resend"  # what becomes of calls that may have been paid for already
+    served_models: tuple[str, ...] = ()  # models that may answer in place of the one that is asked for
 
 
 @dataclass(frozen=True)
@@ -57,47 +75,13 @@ class Answered:
     response: Response
     answered_at: str  # when it was journalled
     journalled: bool  # by an earlier ask: nothing was sent for it now
-
-
-@dataclass
-class Tally:
-    """What a caller did, counted up as it goes."""
-
-    sends: int = 0  # requests that left
-    from_journal: int = 0  # asks that were answered without a send
-    failures: int = 0  # sends that ended in an error
-    in_doubt: int = 0  # sends of earlier runs whose end was never seen
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    latency_s: float = 0.0  # of all sends together
-
-
-def open_provider(settings: ProviderSettings, role: Role) -> Provider:
-    """The provider that the settings name: a plugin, or a class as `module:attribute`.
-
-    Raises PluginError where there is none, and what the provider itself raises on opening.
-    """
-    module, colon, attribute = settings.provider.partition(":")
-    if not colon:
-        provider: Provider = plugins.load("providers", settings.provider)(settings, role)
-        return provider
-    try:
-        make = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PluginError(
-            f"The provider {settings.provider!r} does not load: {error}.",
-            "Name a plugin (`po-distill plugins` lists them), or module:Class of a module on the Python path.",
-        ) from error
-    opened: Provider = make(settings, role)
-    return opened
+    key: str  # what the journal knows the call by
 
 
 class Caller:
     """Asks one provider, through a journal. Good for one `stream` or one `each`.
 
-    The provider is opened before the first send, so a run that finds every answer in its journal
-    opens none. `log_path` takes one JSON line per send, without prompts and answers.
+    `most` calls are in flight at most. `log_path` names the cost log (`call_log`).
     """
 
     def __init__(
@@ -106,34 +90,77 @@ class Caller:
         role: Role,
         journal: Journal,
         *,
+        most: int = 20,
         log_path: Path | str | None = None,
         retries: Retries = Retries(),
-        drain_s: float = 15.0,  # how long what is in flight is awaited when the run is stopped
+        limits: Limits = Limits(),
+        drain_s: float | None = None,  # how long what is in flight is awaited when the run is stopped
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: random.Random | None = None,
     ) -> None:
-        self._settings, self._role, self._journal = settings, role, journal
-        self._log_path, self._retries, self._drain_s = log_path, retries, drain_s
+        self._settings, self._journal, self._retries, self._limits = settings, journal, retries, limits
         self._clock, self._sleep, self._chance = clock, sleep, chance or random.Random()  # noqa: S311 - jitter
-        self._identity = _identity(settings)
-        self._provider: Provider | None = None
+        self._sender = Sender(settings, role, journal, budget_usd=limits.budget_usd, clock=clock)
+        self.width = max(most, self.traits.window or 0)
+        self.window = Window(
+            self.width,
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            clock=clock,
+            sleep=sleep,
+            chance=self._chance,
+        )
+        if self.traits.window:
+            self.window.size = float(self.width)
+        self._drain_s = drain_s if drain_s is not None else _drain_s(self.traits)
+        self._log = CallLog(journal, log_path) if log_path is not None else None
+        self._unjudged: set[str] = set()  # calls with a new answer of which nobody has said what became of it
         self._asking: dict[str, asyncio.Event] = {}
-        self._sending: set[asyncio.Task[Any]] = set()
-        self._stopping = False
-        self.tally = Tally(in_doubt=len(journal.in_doubt()))
+        self._failing_since: float | None = None  # the first failure since something succeeded
+        self._mean_completion = 0.0
+
+    @property
+    def traits(self) -> ProviderTraits:
+        """What the provider says of itself."""
+        return self._sender.traits
+
+    @property
+    def capabilities(self) -> ModelCapabilities | None:
+        """The model's row of the model table."""
+        return self._sender.capabilities
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether a list price of the model is known that holds today."""
+        return self._sender.is_priced
+
+    @property
+    def tally(self) -> Tally:
+        """What was done so far."""
+        return self._sender.tally
+
+    @property
+    def charged_nanousd(self) -> int:
+        """What all runs of the journal cost so far, calls in doubt at their full reservation."""
+        return self._sender.budget.charged_nanousd
+
+    @property
+    def budget_is_spent(self) -> bool:
+        """Whether a call was not made because the budget does not cover it."""
+        return self._sender.budget.spent
 
     # --- one call -------------------------------------------------------------------------------
 
     def key(self, request: Request, attempt: int = 0) -> str:
         """The digest that the journal knows a call by."""
-        content = request.model_dump(mode="json", exclude={"concept"})
-        return digest_value({"request": content, "provider": self._identity, "attempt": attempt})
+        return self._sender.key(request, attempt)
 
     async def ask(self, request: Request, *, attempt: int = 0) -> Answered:
         """The answer to a request: from the journal, or by sending it.
 
-        `attempt` counts asks of the same request whose answers shall differ. Raises ProviderError.
+        `attempt` counts asks of the same request whose answers shall differ. Raises ProviderError, and NotAskedError
+        where the budget or a doubt forbids the send.
         """
         key = self.key(request, attempt)
         while twin := self._asking.get(key):
@@ -141,6 +168,12 @@ class Caller:
         result = self._journal.result(key)
         journalled = result is not None
         if result is None:
+            if key in self._sender.doubtful_keys and self._limits.in_doubt == "skip":
+                raise NotAskedError(
+                    "An earlier run sent this call and never saw its end: it may have been paid for.",
+                    "Run again with --in-doubt resend to ask once more.",
+                    reason="in_doubt",
+                )
             done = self._asking[key] = asyncio.Event()
             try:
                 result = await self._send_until_final(key, request, attempt)
@@ -151,97 +184,81 @@ class Caller:
             self.tally.from_journal += 1
         if isinstance(result.outcome, ProviderError):
             raise result.outcome
-        return Answered(result.outcome, result.recorded_at, journalled)
+        self._check_served(result.outcome)
+        return Answered(result.outcome, result.recorded_at, journalled, key)
 
     async def _send_until_final(self, key: str, request: Request, attempt: int) -> Result:
-        for failures in itertools.count(1):
+        slowed = failed = doubtful = 0
+        for number in itertools.count():
+            if self._sender.stopping:
+                raise asyncio.CancelledError
+            await self.window.enter(self._likely_tokens(request), again=number > 0)
+            entered = self._clock()
             try:
-                return await self._send(key, request, attempt)
+                result = await self._sender.send(key, request, attempt)
             except ProviderError as error:
-                if error.fault not in _MAY_PASS or failures >= self._retries.sends:
+                pushed_back = error.fault in ("rate_limited", "unavailable") and not error.doubtful
+                self.window.leave("slowed" if pushed_back else "failed", retry_after_s=error.retry_after_s)
+                self.note_end()
+                slowed += error.fault == "rate_limited"
+                failed += error.fault != "rate_limited"
+                doubtful += error.doubtful
+                hopeless = failed >= self._retries.sends or doubtful >= self._retries.doubtful_sends
+                if error.fault not in _MAY_PASS or hopeless:
                     raise
-            await self._sleep(self._retries.wait_s(failures, self._chance))
+                if self._sender.stopping:
+                    raise asyncio.CancelledError from None
+                self._check_breaker(error)
+                limited = error.fault == "rate_limited"
+                wait_s = self._retries.wait_s(slowed if limited else failed, self._chance, slowed=limited)
+                wait_s = max(wait_s, min(error.retry_after_s or 0.0, self._retries.longest_wait_s))
+            except BaseException:
+                self.window.leave("failed")
+                raise
+            else:
+                self._unjudged.add(key)
+                self.window.leave("answered", took_s=self._clock() - entered)
+                self._failing_since = None
+                if isinstance(result.outcome, Response):
+                    tokens = result.outcome.usage.completion_tokens
+                    self._mean_completion += 0.1 * (tokens - self._mean_completion)
+                return result
+            await self._sleep(wait_s)
         raise AssertionError("unreachable")
 
-    async def _send(self, key: str, request: Request, attempt: int) -> Result:
-        """Send once; the final result. Raises ProviderError where the call stays open."""
-        if self._stopping:
-            raise asyncio.CancelledError
-        provider = self._opened()
-        concept_id = request.concept.concept_id if request.concept else ""
-        model = self._settings.model or ""
-        send_id = self._journal.begin_send(
-            key, concept_id=concept_id, provider=self._settings.provider, model=model, attempt=attempt
-        )
-        self.tally.sends += 1
-        started = self._clock()
-        result = None
-        try:
-            response = await self._generate(provider, request)
-            outcome: Response | ProviderError = _storable(response, self._clock() - started)
-        except ProviderError as error:
-            outcome = error
-        except PODistillError:
-            self._journal.end_send(send_id, "refused")
-            raise
-        if isinstance(outcome, Response) or outcome.fault in _CONCERN_ONE_CALL:
-            result = self._journal.record(key, send_id, outcome)
-        else:
-            self._journal.end_send(send_id, outcome.fault)
-        self._count_and_log(key, concept_id, attempt, outcome, self._clock() - started)
-        if result is None:
-            raise cast(ProviderError, outcome)
-        return result
+    def note_end(self, judged: str | None = None) -> None:
+        """Say that a send has ended, or that the answer of a call (its key) was judged: the log may take it."""
+        if judged is not None:
+            self._unjudged.discard(judged)
+        if self._log is not None:
+            self._log.note(self._unjudged)
 
-    async def _generate(self, provider: Provider, request: Request) -> Response:
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._sending.add(task)
-        try:
-            return await provider.generate(request)
-        except PODistillError:
-            raise
-        except Exception as error:
+    def _likely_tokens(self, request: Request) -> int:
+        """About how many tokens a call will take of a limit per minute: four characters each, and a mean answer."""
+        return sum(len(message.content) for message in request.messages) // 4 + int(self._mean_completion)
+
+    def _check_breaker(self, error: ProviderError) -> None:
+        if self._failing_since is None:
+            self._failing_since = self._clock()
+        silent_s = self._clock() - self._failing_since
+        if silent_s > self._retries.breaker_s:
             raise ProviderError(
-                f"The provider {self._settings.provider!r} broke: {type(error).__name__}: {error}.",
-                "Report it to the package that brings this provider (`po-distill plugins` names it).",
+                f"Nothing has succeeded for {silent_s:.0f} s; the last error: {error.problem}",
+                "Look at the provider, then run the same command again: it goes on where this stopped.",
                 fault="refused",
             ) from error
-        finally:
-            self._sending.discard(task)
 
-    def _opened(self) -> Provider:
-        if self._provider is None:
-            self._provider = open_provider(self._settings, self._role)
-        return self._provider
-
-    def _count_and_log(
-        self, key: str, concept_id: str, attempt: int, outcome: Response | ProviderError, latency_s: float
-    ) -> None:
-        answered = isinstance(outcome, Response)
-        usage = outcome.usage if isinstance(outcome, Response) else Usage(latency_s=latency_s)
-        self.tally.failures += not answered
-        self.tally.prompt_tokens += usage.prompt_tokens
-        self.tally.completion_tokens += usage.completion_tokens
-        self.tally.cost_usd += usage.cost_usd
-        self.tally.latency_s += usage.latency_s
-        if self._log_path is None:
+    def _check_served(self, response: Response) -> None:
+        asked = self._settings.model
+        if not self.traits.names_served_model or not asked or same_model(asked, response.model):
             return
-        line = {
-            "time": now(),
-            "key": key,
-            "concept_id": concept_id,
-            "attempt": attempt,
-            "provider": self._settings.provider,
-            "model": self._settings.model,
-            "served_model": outcome.model if isinstance(outcome, Response) else None,
-            "status": "answered" if isinstance(outcome, Response) else outcome.fault,
-            "finish": outcome.finish if isinstance(outcome, Response) else None,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cost_usd": usage.cost_usd,
-            "latency_s": round(usage.latency_s, 4),
-        }
-        append_jsonl(self._log_path, line)
+        if response.model not in self._limits.served_models:
+            raise ProviderError(
+                f"{asked!r} was asked for, and {response.model!r} answered.",
+                f"If that is wanted, allow it: --allow-model {response.model}. The answer is journalled, and will not "
+                "be paid for again.",
+                fault="refused",
+            )
 
     # --- many calls -----------------------------------------------------------------------------
 
@@ -281,22 +298,24 @@ class Caller:
             await self._drain(set(running))
 
     async def _drain(self, running: set[asyncio.Task[Any]]) -> None:
-        self._stopping = True
-        sending = running & self._sending
+        self._sender.stopping = True
+        sending = running & self._sender.sending
         for task in running - sending:
             task.cancel()
         if sending:
-            say(f"Waiting up to {self._drain_s:.0f} s for {len(sending)} calls in flight; Ctrl-C again leaves them.")
+            say(f"Waiting for {len(sending)} calls in flight to end and be journalled; Ctrl-C again leaves them.")
             await asyncio.wait(sending, timeout=self._drain_s)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
     async def aclose(self) -> None:
-        """Close the provider, where one was opened."""
-        if self._provider is not None:
-            provider, self._provider = self._provider, None
-            await provider.aclose()
+        """Write the log's last lines and close the provider, where one was opened."""
+        try:
+            if self._log is not None:
+                self._log.flush()
+        finally:
+            await self._sender.aclose()
 
     def stream(
         self, items: Iterable[_T], work: Callable[[_T], Awaitable[_R]], width: int, *, in_order: bool = False
@@ -344,21 +363,8 @@ def _on_a_thread(results: Generator[_R, None, None]) -> Generator[_R, None, None
             thread.submit(results.close).result()
 
 
-def _identity(settings: ProviderSettings) -> dict[str, Any]:
-    """The settings as a call's key holds them; a model that is a file is known by its bytes.
-
-    A model that was trained anew under the same path is another model: its old answers do not count.
-    """
-    identity = settings.model_dump(mode="json")
-    if settings.model and Path(settings.model).is_file():
-        identity["model"] = digest_file(settings.model)
-    return identity
-
-
-def _storable(response: Response, latency_s: float) -> Response:
-    """The response with text that UTF-8 can hold, and with our own latency where it has none."""
-    text = response.text.encode("utf-8", "replace").decode("utf-8")
-    usage = response.usage
-    if usage.latency_s == 0.0:
-        usage = usage.model_copy(update={"latency_s": latency_s})
-    return response.model_copy(update={"text": text, "usage": usage})
+def _drain_s(traits: ProviderTraits) -> float:
+    """A job that goes on without us is found again, so it is not waited for."""
+    if traits.window:
+        return 0.0
+    return _PAID_DRAIN_S if traits.paid else _DRAIN_S

@@ -8,6 +8,7 @@ PODistillError
 ├── MissingExtraError      a package of an optional extra is not installed
 ├── ContractMismatchError  a stage met another prompt contract than its own
 ├── ProviderError          a model provider refused, failed or answered nonsense
+├── NotAskedError          a call was not made: the budget is spent, or an earlier send of it is in doubt
 ├── WeightsError           a checkpoint, an adapter or a GGUF cannot be read, merged or written
 ├── TrainingError          a training run cannot start or did not end well
 └── ArtifactError          an output cannot be written, or a finished one would be overwritten
@@ -76,11 +77,32 @@ class ProviderError(PODistillError):
     `fault` tells the caller what may help: `rate_limited`, `unavailable` and `timeout` may pass by
     themselves; `bad_answer` and `blocked` concern this request alone; `refused` (credentials, an
     unknown model) concerns every request, so the run stops.
+
+    `retry_after_s` is how long the provider asked to wait. `doubtful` says that the request had left and its end was
+    never seen (a timeout, a connection that broke in the middle of the answer): it may be billed.
     """
 
-    def __init__(self, problem: str, fix: str, *, fault: ProviderFault) -> None:
+    def __init__(
+        self,
+        problem: str,
+        fix: str,
+        *,
+        fault: ProviderFault,
+        retry_after_s: float | None = None,
+        doubtful: bool = False,
+    ) -> None:
         super().__init__(problem, fix)
         self.fault: ProviderFault = fault
+        self.retry_after_s = retry_after_s
+        self.doubtful = doubtful or fault == "timeout"
+
+
+class NotAskedError(PODistillError):
+    """A call was not made. `reason` is `budget_reached` or `in_doubt`: an earlier send may have been paid for."""
+
+    def __init__(self, problem: str, fix: str, *, reason: Literal["budget_reached", "in_doubt"]) -> None:
+        super().__init__(problem, fix)
+        self.reason = reason
 
 
 class WeightsError(PODistillError):

@@ -7,7 +7,8 @@ entry point: `po_distill.providers`, `po_distill.roles`, `po_distill.base_models
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import JsonValue
@@ -28,12 +29,25 @@ Documents = Mapping[str, Mapping[str, Any]]
 """What a role writes: plain mappings by document name, such as {"product_vision": {...}}."""
 
 
+def _nobody_listens() -> None: ...
+
+
+leaving: ContextVar[Callable[[], None]] = ContextVar("leaving", default=_nobody_listens)
+"""Called by a provider whose traits say so, as `leaving.get()()`, in the very step that hands a request to the network.
+
+The caller writes the send down then, so a process that dies before holds nothing in doubt that never left. It may
+raise: the request must not leave then.
+"""
+
+
 @runtime_checkable
 class Provider(Protocol):
     """Something that answers requests: a model behind an API, a local runtime, recorded answers.
 
     The entry point names a class (or function) that is called as `Provider(settings, role)`. The
-    caller (`calls.py`) owns the journal, the limits and the retries; a provider does one call.
+    caller (`calls.py`) owns the journal, the limits and the retries; a provider does one call. What it
+    says of itself stands in a class attribute `traits` (`records.ProviderTraits`), which may be left out; so may a
+    method `async def prepare(self) -> None`, which is awaited once before the first request: logins, clients.
     """
 
     def __init__(self, settings: ProviderSettings, role: Role) -> None: ...
@@ -57,7 +71,9 @@ class Role(Protocol):
     name: ClassVar[str]
     version_stem: ClassVar[str]  # begins the names of student versions: po_student
     labels: ClassVar[tuple[str, ...]]  # the classes an answer can be of, such as aligned
-    contracts: ClassVar[tuple[str, ...]]  # the names of its contracts; the first is the default
+    contracts: ClassVar[tuple[str, ...]]  # the names of its contracts; the first is the default, `json` is structured
+
+    # A class attribute `watch`, which may be left out, names concepts known to be hard: a teacher's run reports each.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 
@@ -94,6 +110,14 @@ class Role(Protocol):
         """Score an answer as production would see it; `valid` says whether production can read it."""
         ...
 
+    def advise(self, concept: Concept, text: str) -> tuple[str, ...]:
+        """What would raise the metric of an answer, a sentence each, for the one who wrote it."""
+        ...
+
+    def metric_fields(self, concept: Concept, text: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """An answer as a metric of DSPy's form takes it: the fields of the example, those of the prediction."""
+        ...
+
     def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
         """What the gate holds against documents: schema, enum, unknown ids, contradictions."""
         ...
@@ -106,8 +130,14 @@ class Role(Protocol):
         """Concepts made offline, with planted labels; equal arguments give equal concepts."""
         ...
 
-    def vary_concepts(self, concepts: Sequence[Concept], count: int, seed: int) -> list[Concept]:
-        """`count` concepts: the given ones first, then variations of them under ids of their own."""
+    def vary_concepts(
+        self, concepts: Sequence[Concept], count: int, seed: int, labels: Sequence[str] = ()
+    ) -> list[Concept]:
+        """`count` concepts: the given ones first, then variations of them under ids of their own.
+
+        `labels` are the classes that the right answers to the variations shall be of, in turn; all of the role's
+        where none are given. A planted label says what was reached.
+        """
         ...
 
     def answer_by_rules(self, concept: Concept) -> str:

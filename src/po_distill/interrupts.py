@@ -1,7 +1,7 @@
-"""Ctrl-C that never breaks into the middle of something.
+"""Ctrl-C and SIGTERM that never break into the middle of something.
 
 asyncio's own handler may raise KeyboardInterrupt inside whichever task is running, such as one that is
-writing a bought answer down. Here the first Ctrl-C cancels the awaited coroutine between two steps of
+writing a bought answer down. Here the first signal cancels the awaited coroutine between two steps of
 the loop, so that it can finish what is in flight; the second raises at once.
 """
 
@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 _R = TypeVar("_R")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Steps:
@@ -76,10 +77,12 @@ def event_loop_steps() -> Iterator[Steps]:
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         )
-        if ours:
-            signal.signal(signal.SIGINT, steps._on_interrupt)
+        before = {number: signal.getsignal(number) for number in _SIGNALS} if ours else {}
+        for number in before:
+            signal.signal(number, steps._on_interrupt)
         try:
             yield steps
         finally:
-            if ours and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)

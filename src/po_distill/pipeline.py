@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import JsonValue
 
 from po_distill import artifacts
 from po_distill.artifacts import digest_file
-from po_distill.errors import InputError
+from po_distill.errors import InputError, NotAskedError
 from po_distill.interfaces import Role
 from po_distill.plugins import load
 from po_distill.progress import say
@@ -29,7 +29,10 @@ from po_distill.records import (
     Record,
 )
 from po_distill.run_state import RunState
-from po_distill.settings import Settings
+from po_distill.settings import Settings, TeacherSettings
+
+if TYPE_CHECKING:
+    from po_distill.stages.teacher import Teacher
 
 _R = TypeVar("_R", bound=Record)
 
@@ -94,7 +97,7 @@ class _Road:
     # --- the stages -------------------------------------------------------------------------
 
     def _concepts(self) -> Path:
-        from po_distill.source_rows import read_concepts
+        from po_distill.source_rows import read_concepts, vary_all
 
         wanted = self.settings.concepts
         path = Path(wanted.path)
@@ -104,7 +107,7 @@ class _Road:
 
         def work() -> DoneStage:
             if wanted.vary:
-                made = self.role.vary_concepts(read_concepts(wanted.vary, self.role), wanted.count, wanted.seed)
+                made = vary_all(self.role, read_concepts(wanted.vary, self.role), wanted.count, wanted.seed)
             else:
                 made = self.role.generate_concepts(wanted.count, wanted.seed)
             artifacts.write_jsonl(path, made)
@@ -122,7 +125,6 @@ class _Road:
     def _teacher(self, concepts_path: Path) -> Path:
         from po_distill.source_rows import read_concepts
         from po_distill.stages.dataset_builder import beside
-        from po_distill.stages.teacher import Teacher
 
         wanted = self.settings.teacher
         path = beside(self.settings.dataset.path, "completions.jsonl")
@@ -130,19 +132,17 @@ class _Road:
         concepts = read_concepts(concepts_path, self.role)
 
         def work() -> Record:
-            teacher = Teacher(
-                self.role,
-                provider=wanted.provider,
-                model=wanted.model,
-                base_url=wanted.base_url,
-                options=wanted.options,
-                batch_size=wanted.batch_size,
-                min_score=wanted.min_score,
-                attempts=wanted.attempts,
-                journal_path=logs / "teacher_journal.sqlite",
-                log_path=logs / "teacher_calls.jsonl",
+            summary = open_teacher(self.role, wanted, logs).write(
+                concepts, path, target=wanted.target, mix=wanted.mix, seed=self.settings.concepts.seed
             )
-            return teacher.write(concepts, path)
+            if summary.stopped:
+                raise NotAskedError(
+                    f"The teacher stopped at the budget of ${wanted.budget_usd:g}: {summary.accepted} of "
+                    f"{summary.asked} concepts have an accepted answer.",
+                    "Raise teacher.budget_usd and run again: it goes on where this stopped.",
+                    reason="budget_reached",
+                )
+            return summary
 
         depends_on = {
             "concepts": digest_file(concepts_path),
@@ -165,6 +165,7 @@ class _Road:
             builder = DatasetBuilder(
                 self.role,
                 min_score=self.settings.teacher.min_score,
+                metric=self.settings.teacher.metric,
                 validation_share=wanted.validation_share,
                 test_share=wanted.test_share,
             )
@@ -174,6 +175,7 @@ class _Road:
             "completions": digest_file(completions_path),
             "settings": wanted.model_dump(mode="json"),
             "min_score": self.settings.teacher.min_score,
+            "metric": self.settings.teacher.metric,
             "contract": self.role.contract.digest,
         }
         manifest = beside(path, "manifest.json")
@@ -306,6 +308,43 @@ class _Road:
         return self.run.stage(
             "evaluate", depends_on, outputs, work, lambda: artifacts.read_record(record_path, EvaluationReport)
         )
+
+
+def open_teacher(role: Role, wanted: TeacherSettings, logs: Path) -> Teacher:
+    """The teacher that the settings describe, with its journal and cost log in the folder `logs`."""
+    from po_distill.calls import Limits
+    from po_distill.pipeline_config import ConfiguredProvider, configured_provider
+    from po_distill.stages.teacher import Teacher
+
+    found = ConfiguredProvider(wanted.provider, None, {})
+    if wanted.config:
+        found = configured_provider(wanted.config, wanted.provider)
+    return Teacher(
+        role,
+        provider=found.provider,
+        model=wanted.model,
+        base_url=wanted.base_url or found.base_url,
+        options={**found.options, **wanted.options},
+        batch_size=wanted.batch_size,
+        min_score=wanted.min_score,
+        generation=GenerationSettings(
+            temperature=wanted.temperature, max_tokens=wanted.max_tokens, seed=wanted.seed, thinking=wanted.thinking
+        ),
+        regenerate=wanted.regenerate,
+        structured=wanted.structured,
+        metric=wanted.metric,
+        model_table=wanted.models_file,
+        watch=wanted.watch,
+        journal_path=logs / "teacher_journal.sqlite",
+        log_path=logs / "teacher_calls.log",
+        limits=Limits(
+            budget_usd=wanted.budget_usd,
+            requests_per_minute=wanted.requests_per_minute,
+            tokens_per_minute=wanted.tokens_per_minute,
+            in_doubt=wanted.in_doubt,
+            served_models=tuple(wanted.allow_models),
+        ),
+    )
 
 
 def evaluate_models(

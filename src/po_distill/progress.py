@@ -20,16 +20,21 @@ def be_quiet() -> None:
     os.environ[_QUIET] = "1"
 
 
+def is_quiet() -> bool:
+    """Whether nothing is to be shown."""
+    return bool(os.environ.get(_QUIET))
+
+
 def say(line: str) -> None:
     """One line for people, on standard error."""
-    if not os.environ.get(_QUIET):
+    if not is_quiet():
         print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
     """Show how far a piece of work is; yields the function that says so."""
-    if os.environ.get(_QUIET):
+    if is_quiet():
         yield lambda amount=1, note="", total=None: None
     elif sys.stderr.isatty():
         with _bar(label, total, unit) as advance:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dollars = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]  # YYYY-MM-DD
 
 
 class Record(BaseModel):
@@ -68,6 +70,8 @@ class GenerationSettings(Record):
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.4  # 0 decodes greedily
     max_tokens: Annotated[int, Field(gt=0)] = 4096  # the longest answer, in tokens
     seed: int | None = None  # for providers that can repeat a sampled answer
+    # How much a model that thinks may think: a budget in tokens, or the name of a level. None is its own default.
+    thinking: Annotated[int, Field(ge=0)] | str | None = None
 
 
 class Request(Record):
@@ -82,10 +86,14 @@ class Request(Record):
 class Usage(Record):
     """What one call took."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = 0  # cached ones included
+    completion_tokens: int = 0  # thinking included, as it is billed
+    thinking_tokens: int = 0  # of the completion
+    cached_tokens: int = 0  # of the prompt
     cost_usd: float = 0.0
     latency_s: float = 0.0  # from the send to the last token, without waiting for a free slot
+    first_token_s: float | None = None  # from the send to the first token, where the answer was streamed
+    load_s: float | None = None  # of the latency, what loading the model took, where the server says so
 
 
 class Response(Record):
@@ -94,8 +102,11 @@ class Response(Record):
     text: str
     model: str  # the model that answered, as the provider names it
     finish: Literal["stop", "length", "blocked", "other"] = "stop"
+    finish_reason: str | None = None  # the provider's own word for it, such as RECITATION
     usage: Usage = Usage()
     stand_in: bool = False  # true where rules answered in place of a model
+    price_factor: float = 1.0  # what of the list price is billed: 0.5 for a batch
+    bought_before: bool = False  # an earlier send of the same request is what is billed, this one is not
 
 
 class Violation(Record):
@@ -127,11 +138,13 @@ class Completion(Record):
     """What a model answered for a concept, raw and scored."""
 
     concept: Concept
-    text: str  # the raw answer
+    text: str  # the answer: as it came, or, where it came as structured output, as the role writes it
+    raw: str | None = None  # as it came, where that is something else
     model: str
     provider: str
-    contract_digest: Digest  # the PromptContract that the model was asked under
+    contract_digest: Digest  # the PromptContract whose form `text` has
     finish: str = "stop"
+    finish_reason: str | None = None  # the provider's own word for it
     usage: Usage = Usage()
     score: Score | None = None
     stand_in: bool = False  # rules answered in place of a model
@@ -148,16 +161,43 @@ class Rejection(Record):
 
 
 class TeacherSummary(Record):
-    """What a teacher's run did: asked = answered + sum(failed)."""
+    """What a teacher's run did: asked = accepted + sum(rejected), and asked = answered + sum(failed)."""
 
     asked: int  # concepts
-    answered: int  # concepts with a completion
+    answered: int  # concepts with a completion, accepted or not
     failed: dict[str, int] = Field(default_factory=dict)  # concepts without one, by reason
-    below_minimum: int = 0  # of the answered, those whose best answer stayed under the minimum score
+    accepted: int = 0  # concepts whose best answer is good enough for the dataset
+    rejected: dict[str, int] = Field(default_factory=dict)  # all others, by reason; the failed are among them
+    labels: dict[str, int] = Field(default_factory=dict)  # the accepted, by the class of the answer
+    watched: dict[str, str] = Field(default_factory=dict)  # concept on the watch list -> what became of it
     sends: int = 0  # requests that left in this run
     from_journal: int = 0  # answers that an earlier run had journalled
-    in_doubt: int = 0  # requests of a killed run whose end was never seen; they were asked again
+    in_doubt: int = 0  # requests of a killed run whose end was never seen: they may have been paid for
     usage: Usage = Usage()  # tokens, cost and time of this run's requests; latency_s is their sum
+    charged_usd: float = 0.0  # what all runs of the journal cost, calls in doubt at their full reservation
+    stopped: str | None = None  # why the run ended before every concept was asked: budget_reached
+    missing: dict[str, int] = Field(default_factory=dict)  # accepted answers that the target still lacks, by class
+
+
+class CallPlan(Record):
+    """What a teacher's run would ask and cost, before anything is sent.
+
+    concepts + variations = to_ask + answered + unusable.
+    """
+
+    concepts: int  # those that are given
+    variations: int = 0  # those that a target adds
+    to_ask: int  # concepts whose first call is not in the journal
+    answered: int  # concepts whose first call is in the journal
+    unusable: int  # concepts that the role cannot work on
+    prompt_tokens: int  # of the calls to make, four characters taken for a token
+    completion_tokens: int  # of their answers: as long as the journal's on average, or a guess
+    cost_usd: float | None  # at list price; None where no price is known
+    worst_cost_usd: float | None  # with every answer, and every answer asked for again, at its limit
+    regenerate: int  # how often an answer may be asked for again, which the first cost leaves out
+    charged_usd: float  # what the journal's calls cost so far
+    model: str | None
+    prices: tuple[str, ...]  # the list prices that were used
 
 
 # --- datasets -----------------------------------------------------------------------------------
@@ -387,6 +427,46 @@ class EvaluationReport(Record):
         raise KeyError(name)
 
 
+# --- providers ----------------------------------------------------------------------------------
+
+
+class Price(Record):
+    """A list price, in US dollars for a million tokens. Thinking is billed as output."""
+
+    input_usd: Dollars
+    output_usd: Dollars
+    cached_input_usd: Dollars | None = None  # None: as other input
+    above_prompt_tokens: int = 0  # this price holds for prompts of more tokens than that
+    until: Day | None = None  # the last day on which it holds
+    seen_on: Day  # the day on which somebody read it
+    source: str  # where
+
+
+class ModelCapabilities(Record):
+    """What a model can do and costs, as data: one row of the model table."""
+
+    model: str  # its name, and the beginning of its versions' names
+    context_tokens: Annotated[int, Field(gt=0)]
+    output_cap_tokens: Annotated[int, Field(gt=0)]  # thinking included
+    thinking: Literal["none", "budget", "level"] = "none"  # how it is told how much to think
+    default_thinking: int | str | None = None  # a budget in tokens or a level, by `thinking`
+    structured_output: Literal["none", "gemini", "json_schema"] = "none"  # the dialect of its schemas
+    prices: tuple[Price, ...] = ()  # empty: not known
+
+
+class ProviderTraits(Record):
+    """What a provider says of itself; `traits` of its class. Every field has a default."""
+
+    family: str | None = None  # providers of one family give the same answers: Vertex by SDK, by command, by batch
+    paid: bool = False  # a call may cost money, so a budget needs prices
+    structured_output: bool = False  # it holds answers to the request's JSON schema, if the model can
+    names_served_model: bool = False  # `Response.model` is comparable with the model that was asked for
+    # Options that change how a request travels, and not its answer: they are no part of what a call is known by.
+    transport_options: tuple[str, ...] = ()
+    window: int | None = None  # calls that it wants at a time, where it gathers them into one job
+    says_when_it_sends: bool = False  # it calls `interfaces.leaving` in the step in which a request leaves
+
+
 # --- integration and plugins --------------------------------------------------------------------
 
 
@@ -408,6 +488,7 @@ class ProviderSettings(Record):
     model: str | None = None  # the model to ask; None for the provider's own default
     base_url: str | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)  # the provider's own settings
+    capabilities: ModelCapabilities | None = None  # the model's row of the model table, where it has one
 
 
 class PluginInfo(Record):

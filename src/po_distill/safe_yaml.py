@@ -7,6 +7,8 @@ libyaml's parser, which is iterative; only a text within the bounds is built.
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import yaml
@@ -17,8 +19,29 @@ MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 40
 MAX_ALIASES = 16
 
+_STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
+
+
 # libyaml where PyYAML was built with it (every wheel is); the pure Python loader reads the same.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader without two detours: most of a document is quoted text, and needs no resolver; and
+    collections are built at once, as nothing within the bounds contains itself.
+    """
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode:
+            return _tag_of_plain(value) if implicit[0] else _STR
+        return _SEQ if kind is yaml.SequenceNode else _MAP
+
+
+@functools.lru_cache(maxsize=4096)
+def _tag_of_plain(value: str) -> Any:
+    return _RESOLVER.resolve(yaml.ScalarNode, value, (True, False))
+
+
+_RESOLVER: Any = yaml.resolver.Resolver()
+_Loader.add_constructor(_SEQ, lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor(_MAP, lambda loader, node: loader.construct_mapping(node, deep=True))
 
 
 def load(text: str, *, what: str = "the YAML text") -> Any:
@@ -33,7 +56,8 @@ def load(text: str, *, what: str = "the YAML text") -> Any:
             "Shorten it, or split it into several concepts.",
         )
     try:
-        _check_bounds(text, what)
+        if not _is_plainly_within_bounds(text):
+            _check_bounds(text, what)
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, bounds checked
     except yaml.YAMLError as error:
         raise UnreadableYAMLError(
@@ -44,6 +68,46 @@ def load(text: str, *, what: str = "the YAML text") -> Any:
         raise UnreadableYAMLError(
             f"{what} holds a value that YAML cannot build: {error}.", "Put that value in quotes."
         ) from error
+
+
+def load_shared(text: str, *, what: str = "the YAML text") -> Any:
+    """As `load`; equal texts may give the same value, so it must not be changed.
+
+    Scoring reads the same few texts again and again: what was read last is kept.
+    """
+    if len(text) > _MOST_KEPT_CHARACTERS:
+        return load(text, what=what)
+    try:
+        return _kept(text)
+    except UnreadableYAMLError:
+        return load(text, what=what)  # raises again, with the right name in it
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(text: str) -> Any:
+    return load(text)
+
+
+_MOST_KEPT_CHARACTERS = 20_000
+
+
+def _is_plainly_within_bounds(text: str) -> bool:
+    """Whether the look of a text shows that it has no alias and nests less deeply than MAX_DEPTH.
+
+    Most texts do, and counting events costs as much as loading. An alias needs a `*`. A block collection stands to
+    the right of the one around it, or, a sequence in a mapping, in the same column; it is opened by white space or by
+    an indicator (`- `, `? `), and a flow collection by a bracket.
+    """
+    # An alias; what ends lines in YAML 1.1; a byte order mark, which may stand before an indicator.
+    if any(character in text for character in "*\r\x85\u2028\u2029\ufeff"):
+        return False
+    brackets = 2 * (text.count("[") + text.count("{"))  # `[a: ` opens a sequence and a mapping
+    widest = max((len(lead[0]) for lead in _LEAD.finditer(text)), default=0)
+    return brackets + 2 * (widest + 1) < MAX_DEPTH
+
+
+# The white space and the block indicators that a line begins with.
+_LEAD = re.compile(r"^(?:[ \t]|[-?:](?=[ \t]))+", re.MULTILINE)
 
 
 def _check_bounds(text: str, what: str) -> None:

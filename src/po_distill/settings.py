@@ -5,6 +5,7 @@ Every field has the plan's value as its default, so an empty file is a valid one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from po_distill.plugins import nearest
 from po_distill.records import Fraction, LoRASettings, Quantization
 
 Positive = Annotated[int, Field(gt=0)]
+Level = Annotated[str, Field(pattern="^[A-Za-z]")]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -38,10 +41,26 @@ class TeacherSettings(_Section):
     provider: str = "offline"
     model: str | None = None
     base_url: str | None = None
+    config: str | None = None  # the pipeline's config.yaml: project, location and address of providers.<provider>
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    batch_size: Positive = 20  # calls in flight
+    batch_size: Positive = 20  # calls in flight at most
     min_score: Fraction = 0.85
-    attempts: Positive = 3  # of which the best answer is kept
+    regenerate: Annotated[int, Field(ge=0)] = 2  # how often an answer that is not good enough is asked for again
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.4
+    max_tokens: Positive = 8192  # of an answer, thinking included
+    seed: int | None = None  # for providers that can repeat a sampled answer
+    thinking: Annotated[int, Field(ge=0)] | Level | None = None
+    structured: bool | None = None  # ask for JSON under the role's schema; null where provider and model can
+    metric: str | None = None  # package.module:function in place of the role's own
+    models_file: str | None = None  # YAML of models that come before the library's own
+    budget_usd: PositiveNumber | None = None  # what all runs of the journal may cost together
+    requests_per_minute: PositiveNumber | None = None
+    tokens_per_minute: PositiveNumber | None = None
+    in_doubt: Literal["resend", "skip"] = "resend"  # calls of a killed run that may have been paid for
+    allow_models: list[str] = Field(default_factory=list)  # models that may answer in place of the one asked for
+    target: Positive | None = None  # accepted answers to reach by varying the concepts
+    mix: dict[str, Fraction] | None = None  # shares of the classes in the target; null is equal shares
+    watch: list[str] | None = None  # concepts reported one by one; null takes those the role knows to be hard
 
 
 class DatasetSettings(_Section):
@@ -125,6 +144,16 @@ def quickstart_settings(minutes: float) -> Settings:
         ),
         evaluate=EvaluateSettings(subset=30, max_tokens=512, concurrency=2),
     )
+
+
+def teacher_settings(values: Mapping[str, Any], where: str) -> TeacherSettings:
+    """The teacher's settings out of values by name. Raises SettingsError, with `where` and the name."""
+    try:
+        return TeacherSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{where}: {name}: {first['msg']} (got {first['input']!r}).", "Correct it.") from error
 
 
 def read_settings(path: Path | str) -> Settings:

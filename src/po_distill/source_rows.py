@@ -8,7 +8,9 @@ document (`product_vision`, `vision_yaml`, `teacher_product_vision`, ..., at the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,25 +32,53 @@ class Recorded(NamedTuple):
 
 
 def read_concepts(path: Path | str, role: Role, *, most: int | None = None) -> list[Concept]:
-    """The concepts of a JSONL file, each one that the role can work on; `most` reads only so many.
+    """The concepts of a JSONL file as a list; see ConceptFile."""
+    return list(ConceptFile(path, role, most=most))
 
-    Raises InputError, with file, line and field, at the first row that is no concept, that repeats
-    an id, or whose requirements the role refuses.
+
+class ConceptFile:
+    """The concepts of a JSONL file, read anew each time they are gone through: however many, few are held.
+
+    The file is checked whole on opening: raises InputError, with file, line and field, at the first row that is no
+    concept, that repeats an id, or whose requirements the role refuses. `most` reads only so many.
     """
-    found: dict[str, Concept] = {}
-    for number, row in read_jsonl(path):
-        if most is not None and len(found) >= most:
-            break
-        where = f"{path}, line {number}"
-        concept = concept_of(row, where, role)
-        try:
-            role.check(concept)
-        except InputError as error:
-            raise InputError(f"{where}: {error.problem}", error.fix) from error
-        if concept.concept_id in found:
-            raise InputError(f"{where}: the concept_id {concept.concept_id!r} is used twice.", "Make ids unique.")
-        found[concept.concept_id] = concept
-    return list(found.values())
+
+    def __init__(self, path: Path | str, role: Role, *, most: int | None = None) -> None:
+        self._path, self._role = Path(path), role
+        seen: set[bytes] = set()
+        for number, concept in self._rows(most):
+            where = f"{path}, line {number}"
+            try:
+                role.check(concept)
+            except InputError as error:
+                raise InputError(f"{where}: {error.problem}", error.fix) from error
+            # Sixteen bytes an id, whatever its length.
+            digest = hashlib.blake2b(concept.concept_id.encode("utf-8", "replace"), digest_size=16).digest()
+            if digest in seen:
+                raise InputError(f"{where}: the concept_id {concept.concept_id!r} is used twice.", "Make ids unique.")
+            seen.add(digest)
+        self._count = len(seen)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Concept]:
+        return (concept for _, concept in self._rows(self._count))
+
+    def _rows(self, most: int | None) -> Iterator[tuple[int, Concept]]:
+        for number, row in itertools.islice(read_jsonl(self._path), most):
+            yield number, concept_of(row, f"{self._path}, line {number}", self._role)
+
+
+def vary_all(role: Role, given: Sequence[Concept], count: int, seed: int) -> list[Concept]:
+    """`count` concepts, the given ones and variations. Raises InputError where there are not so many."""
+    made = role.vary_concepts(given, count, seed)
+    if len(made) < count:
+        raise InputError(
+            f"{len(given)} concepts have {len(made) - len(given)} variations, not {count - len(given)}.",
+            f"Give more concepts, or ask for {len(made)} at most: --count {len(made)}.",
+        )
+    return made
 
 
 def has_answers(path: Path | str, role: Role) -> bool:

@@ -23,7 +23,7 @@ def evaluator(tmp_path):
             settings.pop("role", HaikuRole()),
             folder=tmp_path / "evaluation",
             report_path=settings.pop("report_path", tmp_path / "docs" / "report.md"),
-            log_path=tmp_path / "calls.jsonl",
+            log_path=tmp_path / "calls.log",
             retries=Retries(sends=2, first_wait_s=0.0),
             **settings,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
-from po_distill.records import Dataset, PluginInfo
+from po_distill.records import CallPlan, Dataset, PluginInfo, TeacherSummary
 
 
 def tell_counts(title: str, counts: Mapping[str, int]) -> None:
@@ -31,6 +32,70 @@ def tell_dataset(built: Dataset) -> None:
     if built.rejected:
         click.echo(f"Each rejection with its reason: {built.rejected_path}")
     tell_next(f"Dataset: {built.paths['train']}", f"po-distill train --data {built.paths['train']}")
+
+
+def tell_teacher(summary: TeacherSummary, budget_usd: float | None) -> None:
+    """What the teacher was asked, what was accepted, what was not and why, and what it cost."""
+    rejected = sum(summary.rejected.values())
+    tell_counts(
+        f"{summary.asked} concepts: {summary.accepted} accepted, {rejected} rejected",
+        {**{f"accepted: {name}": count for name, count in summary.labels.items()}, **summary.rejected},
+    )
+    usage = summary.usage
+    click.echo(
+        f"{summary.sends} calls, {summary.from_journal} answers from the journal; {usage.prompt_tokens:,} tokens in, "
+        f"{usage.completion_tokens:,} out, {usage.thinking_tokens:,} of them thinking"
+    )
+    budget = f" of ${budget_usd:g}" if budget_usd is not None else ""
+    click.echo(f"${usage.cost_usd:.4f} in this run, ${summary.charged_usd:.4f}{budget} in all runs of the journal")
+    if summary.in_doubt:
+        click.secho(f"{summary.in_doubt} calls of a killed run were in doubt, and count at full price", fg="yellow")
+    for name, outcome in summary.watched.items():
+        click.echo(f"watched {name}: {outcome}")
+    if summary.missing:
+        click.secho(f"Short of the target: {_listed(summary.missing)}", fg="yellow")
+    if summary.stopped:
+        click.secho("Stopped at the budget. Raise --budget-usd and run the same command again.", fg="yellow")
+
+
+def tell_plan(plan: CallPlan) -> None:
+    """What a run would ask and cost."""
+    click.echo(
+        f"{plan.concepts:,} concepts: {plan.to_ask:,} to ask, {plan.answered:,} in the journal, "
+        f"{plan.unusable:,} unusable"
+    )
+    click.echo(f"about {plan.prompt_tokens:,} tokens in, {plan.completion_tokens:,} out")
+    if plan.cost_usd is None:
+        click.secho(f"No price of {plan.model} is known: add one with --models-file.", fg="yellow")
+        return
+    click.echo(
+        f"about ${plan.cost_usd:.2f}, at most ${plan.worst_cost_usd:.2f} with every answer at its limit and asked for "
+        f"{plan.regenerate} times more; spent before: ${plan.charged_usd:.4f}"
+    )
+    for price in plan.prices:
+        click.echo(f"list price {price}")
+
+
+def tell_costs(found: Mapping[str, Any]) -> None:
+    """What was spent, by model, by day and by how the sends ended."""
+    for title, table in (("By model", "by_model"), ("By day", "by_day"), ("By end", "by_status")):
+        click.echo(title)
+        for name, place in found[table].items():
+            doubt = f", {place['doubtful']} in doubt for ${place['doubtful_usd']:.4f}" if place["doubtful"] else ""
+            click.echo(f"  {name:<40}{place['sends']:>8,} sends  ${place['usd']:.6f}{doubt}")
+    click.echo(f"${found['usd']:.6f} in {found['sends']:,} sends; in doubt: ${found['doubtful_usd']:.6f}")
+
+
+def tell_problems(path: str, problems: Sequence[str]) -> None:
+    """What is wrong with a journal."""
+    if not problems:
+        click.secho(f"{path} is sound.", fg="green")
+    for problem in problems:
+        click.secho(f"{path}: {problem}", fg="red")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def tell_plugins(plugins: Sequence[PluginInfo]) -> None:

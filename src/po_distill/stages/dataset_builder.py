@@ -11,18 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from po_distill.answering import gravity
 from po_distill.artifacts import digest_file, digest_value, now, write_json, write_jsonl
 from po_distill.errors import InputError
 from po_distill.interfaces import Role
+from po_distill.metric import Metric, load_metric
+from po_distill.metric import score as score_by
 from po_distill.plugins import load
 from po_distill.progress import progress
 from po_distill.records import Completion, Concept, Dataset, Example, Message, Rejection, Split
 from po_distill.source_rows import Recorded, read_answers
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-# What an answer is rejected for, the reason that says most first.
-_GRAVEST = ("missing_", "unreadable_", "status_outside_enum", "wrong_type", "empty_text", "unknown_key")
 
 
 class _Row(NamedTuple):
@@ -36,7 +36,8 @@ class _Row(NamedTuple):
 class DatasetBuilder:
     """Builds a dataset out of completions, under one prompt contract of a role.
 
-    `min_score` is the least metric of a canonical target; `validation_share` and `test_share` are the
+    `min_score` is the least metric of a canonical target, by the role's metric or by `metric` (a function, or its
+    dotted path); `validation_share` and `test_share` are the
     expected shares of the concepts that are held out. `stamp` (ISO 8601) is the time written into
     each target; without one it is the day of the newest completion.
     """
@@ -48,6 +49,7 @@ class DatasetBuilder:
         contract: str | None = None,
         prompt: str | None = None,
         min_score: float = 0.85,
+        metric: str | Metric | None = None,
         validation_share: float = 0.05,
         test_share: float = 0.1,
         stamp: str | None = None,
@@ -59,6 +61,7 @@ class DatasetBuilder:
                 "Keep their sum below 1.",
             )
         self.min_score = min_score
+        self._metric = load_metric(metric) if isinstance(metric, str) else metric
         self.validation_share = validation_share
         self.test_share = test_share
         self.stamp = stamp
@@ -70,7 +73,7 @@ class DatasetBuilder:
         returned record). Raises InputError where no completion passes the gate, and says why.
         """
         recorded = (
-            Recorded(f"concept {c.concept.concept_id}", c.concept, c.text, c.model, c.created_at, None)
+            Recorded(f"concept {c.concept.concept_id}", c.concept, c.raw or c.text, c.model, c.created_at, None)
             for c in completions
         )
         return self.build_recorded(recorded, output)
@@ -106,7 +109,7 @@ class DatasetBuilder:
         found = [*answer.violations, *self.role.violations(item.concept, answer.documents)]
         if found:
             kinds = {violation.kind: violation.detail for violation in reversed(found)}
-            reason = min((violation.kind for violation in found), key=_gravity)
+            reason = min((violation.kind for violation in found), key=gravity)
             others = sorted(set(kinds) - {reason})
             detail = kinds[reason] + (f" (also: {', '.join(others)})" if others else "")
             return rejection(reason, detail, raw.value)
@@ -115,7 +118,7 @@ class DatasetBuilder:
         except InputError as error:
             return rejection("requirements_unusable", error.problem, raw.value)
         target = self.role.canonical(answer.documents, stamp=stamp)
-        score = self.role.score(item.concept, target)
+        score = score_by(self.role, self._metric, item.concept, target)
         if score.violations:
             return rejection(score.violations[0].kind, f"after rendering: {score.violations[0].detail}", score.value)
         if score.value < self.min_score:
@@ -196,10 +199,6 @@ def _without_doubles(rows: Iterable[_Row]) -> tuple[list[_Row], list[Rejection]]
 
 def _ordered(examples: Iterable[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: example.example_id)
-
-
-def _gravity(kind: str) -> int:
-    return next((rank for rank, prefix in enumerate(_GRAVEST) if kind.startswith(prefix)), len(_GRAVEST))
 
 
 def _newest_day(times: Iterable[str | None]) -> str:

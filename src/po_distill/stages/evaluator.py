@@ -64,7 +64,7 @@ class Evaluator:
         train_path: Path | str | None = None,
         folder: Path | str = "artifacts/evaluation",
         report_path: Path | str | None = "docs/po_distillation_report.md",
-        log_path: Path | str | None = "logs/distillation/evaluation_calls.jsonl",
+        log_path: Path | str | None = "logs/distillation/evaluation_calls.log",
         retries: Retries = _RETRIES,
     ) -> None:
         for name, value in (("subset", subset), ("concurrency", concurrency)):
@@ -133,7 +133,9 @@ class Evaluator:
     # --- completions ----------------------------------------------------------------------------
 
     def _ask(self, name: str, settings: ProviderSettings, cases: list[Concept], journal: Journal) -> list[Completion]:
-        caller = Caller(settings, self.role, journal, log_path=self._log_path, retries=self._retries)
+        caller = Caller(
+            settings, self.role, journal, most=self._concurrency, log_path=self._log_path, retries=self._retries
+        )
         if caller.tally.in_doubt:
             say(f"{caller.tally.in_doubt} calls of an earlier run are in doubt; they are asked again.")
         completions = []

@@ -9,6 +9,7 @@ from po_distill.errors import InputError, SettingsError
 from po_distill.records import Concept
 from po_distill.roles.product_owner.documents import REVIEW, VISION
 from po_distill.roles.product_owner.role import ProductOwnerRole
+from po_distill.roles.product_owner.scoring import product_owner_metric
 
 CONTRACTS = ProductOwnerRole.contracts
 CONCEPT = ProductOwnerRole().generate_concepts(1, seed=3)[0]
@@ -247,3 +248,74 @@ def test_the_stamp_is_the_librarys() -> None:
 
 def test_the_self_test_passes() -> None:
     ProductOwnerRole().self_test()
+
+
+# --- what a teacher is told, and what a metric gets ---------------------------------------------
+
+
+def test_a_sound_answer_needs_little_advice_and_an_empty_one_much() -> None:
+    role = ProductOwnerRole()
+    sound, empty = role.advise(CONCEPT, role.answer_by_rules(CONCEPT)), role.advise(CONCEPT, "")
+    assert len(sound) < len(empty)
+    assert len(empty) >= 5
+    assert all(isinstance(line, str) and line and "\n" not in line for line in empty)
+
+
+def test_the_advice_names_what_is_short_and_which_requirements_are_missing() -> None:
+    role = ProductOwnerRole()
+    documents = role.parse(role.answer_by_rules(CONCEPT)).documents
+    review = {
+        **documents[REVIEW],
+        "summary": ["fine"],
+        "narrative": "short",
+        "requirements_alignment": {"aligned": [], "gaps": [], "conflicts": []},
+        "recommended_actions": ["go", "on"],
+    }
+    advice = " | ".join(role.advise(CONCEPT, role.canonical({**documents, REVIEW: review})))
+    assert "narrative has 5 characters" in advice
+    assert "the review does not mention every requirement; missing: FR001" in advice
+    assert "requirements_alignment.aligned has 0 of" in advice
+
+
+def test_following_the_advice_raises_the_metric() -> None:
+    role = ProductOwnerRole()
+    whole = role.parse(role.answer_by_rules(CONCEPT)).documents
+    poor = {
+        VISION: {**whole[VISION], "product_summary": "x", "non_goals": []},
+        REVIEW: {**whole[REVIEW], "narrative": "x"},
+    }
+    before, after = (role.score(CONCEPT, role.canonical(one)).value for one in (poor, whole))
+    assert len(role.advise(CONCEPT, role.canonical(poor))) > len(role.advise(CONCEPT, role.canonical(whole)))
+    assert before < after
+
+
+@given(text=st.text(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_any_answer_can_be_advised_on_and_given_to_a_metric(text: str) -> None:
+    role = ProductOwnerRole()
+    role.advise(CONCEPT, text)
+    example, prediction = role.metric_fields(CONCEPT, text)
+    assert 0.0 <= product_owner_metric(example, prediction) <= 1.0
+
+
+def test_advice_is_given_on_documents_of_any_shape() -> None:
+    role = ProductOwnerRole()
+    for text in ("```yaml REVIEW\nsummary: {a: b}\nrequirements_alignment: [x]\nnarrative: 7\n```", "[]", "null"):
+        assert role.advise(CONCEPT, text)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_the_fields_for_a_metric_hold_both_documents_as_yaml_and_give_the_roles_own_value(contract: str) -> None:
+    role = ProductOwnerRole(contract)
+    text = role.answer_by_rules(CONCEPT)
+    example, prediction = role.metric_fields(CONCEPT, text)
+    assert set(example) == {"concept", "requirements_yaml", "existing_vision"}
+    assert example["existing_vision"] == ""
+    assert set(prediction) == {VISION, REVIEW}
+    assert yaml.safe_load(prediction[REVIEW])["status"] == CONCEPT.planted_label
+    assert product_owner_metric(example, prediction) == role.score(CONCEPT, text).value >= 0.85
+    assert role.metric_fields(CONCEPT, "")[1] == {VISION: "", REVIEW: ""}
+
+
+def test_the_concepts_that_are_known_to_be_hard_are_watched() -> None:
+    assert ProductOwnerRole.watch == ("POCON-0004", "POCON-0009", "POCON-0012", "POCON-0115", "POCON-0191")

@@ -78,7 +78,8 @@ def _strict_blocks(text: str, contract: str) -> dict[str, Any]:
         if match is None:
             raise _FaultError(f"missing_{_LABELS[name].lower()}", f"no {_LABELS[name]} block")
         try:
-            documents[name] = safe_yaml.load(match[1], what=f"the {_LABELS[name]} block")
+            # Line ends around a block are no part of what it says.
+            documents[name] = safe_yaml.load_shared(match[1].strip("\n"), what=f"the {_LABELS[name]} block")
         except UnreadableYAMLError as error:
             raise _FaultError("unreadable_yaml", error.problem) from error
     return documents
@@ -123,13 +124,19 @@ def _shape_faults(model: type[Any], document: Any, path: str) -> Iterable[Violat
 
 def find_blocks(text: str) -> tuple[str | None, dict[str, str]]:
     """(contract, raw block by document) of an answer in any contract, as far as blocks are found."""
+    contract, found = _find(text)
+    return contract, {name: block if isinstance(block, str) else yaml_of(block) for name, block in found.items()}
+
+
+def _find(text: str) -> tuple[str | None, Mapping[str, str | dict[str, Any]]]:
+    """(contract, YAML text or, in JSON, mapping by document)."""
     text = text.translate(_SPACES).replace("\r\n", "\n")
     if fenced := _labelled_blocks(text, _LOOSE_FENCE):
         return "fenced", fenced
     if tagged := _labelled_blocks(text, _LOOSE_TAG):
         return "tagged", tagged
     if documents := _json_documents(text):
-        return "json", {name: yaml_of(document) for name, document in documents.items()}
+        return "json", documents
     plain = _unlabelled_blocks(text)
     return ("fenced" if plain else None), plain
 
@@ -163,9 +170,13 @@ def _json_documents(text: str) -> dict[str, Any]:
     return {name: value[name] for name in (VISION, REVIEW) if isinstance(value.get(name), dict)}
 
 
+# libyaml where PyYAML was built with it; the pure Python emitter is ten times slower.
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
 def yaml_of(document: Mapping[str, Any]) -> str:
     """Any JSON document as YAML text. JSON is YAML, but for how it is laid out."""
-    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=2**20)
+    return str(yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20))
 
 
 def parse_answer(text: str) -> Answer:
@@ -175,14 +186,17 @@ def parse_answer(text: str) -> Answer:
     list items that parse as mappings (`- FR001: text`) or as scalars, a lone item where a list is
     meant, an unquoted timestamp.
     """
-    contract, blocks = find_blocks(text)
+    contract, blocks = _find(text)
     documents: dict[str, dict[str, Any]] = {}
     violations: list[Violation] = []
     for name, label in _LABELS.items():
         if name not in blocks:
             continue
+        block = blocks[name]
         try:
-            value = safe_yaml.load(blocks[name].strip().lstrip("]").lstrip(), what=f"the {label} block")
+            value = block
+            if isinstance(block, str):
+                value = safe_yaml.load_shared(block.strip().lstrip("]").strip(), what=f"the {label} block")
         except UnreadableYAMLError as error:
             violations.append(Violation(kind="unreadable_yaml", detail=error.problem))
             documents[name] = {}

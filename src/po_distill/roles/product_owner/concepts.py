@@ -114,13 +114,14 @@ def _yaml(document: dict[str, Any]) -> str:
 # --- variations of given concepts ---------------------------------------------------------------
 
 
-def vary_concepts(given: Sequence[Concept], count: int, seed: int) -> list[Concept]:
-    """The given concepts, then as many distinct variations in turn as make `count`.
+def vary_concepts(given: Sequence[Concept], count: int, seed: int, labels: Sequence[str] = ()) -> list[Concept]:
+    """The given concepts, then as many distinct variations in turn as make `count`, or as many as there are.
 
     A variation adds what its status needs: a need with a requirement, a need without one, or an
     exclusion that a new requirement contradicts; it also reorders the requirements. A variation
     with a requirement for its need keeps the original's planted label, as it adds nothing that
-    could be wrong. Ids are `<id>-v<number>`; `metadata.varied_from` names the original,
+    could be wrong. `labels` are the statuses that are wanted, in turn: an original whose own status is worse is
+    passed over for them. Ids are `<id>-v<number>`; `metadata.varied_from` names the original,
     `metadata.group` its text, so that a split keeps the family together.
 
     Raises InputError where there is nothing to vary or a requirements document is no mapping.
@@ -134,18 +135,43 @@ def vary_concepts(given: Sequence[Concept], count: int, seed: int) -> list[Conce
         )
     made = list(given)
     seen = {(concept.concept, concept.requirements_yaml) for concept in given}
-    attempt = 0
-    while len(made) < count:
+    taken = {concept.concept_id for concept in given}
+    versions = dict.fromkeys(taken, 1)
+    attempt = turn = in_vain = 0
+    while len(made) < count and in_vain < _MOST_IN_VAIN:
         number = len(made) - len(given)
-        original = given[number % len(given)]
+        if labels:
+            status = labels[number % len(labels)]
+            original, turn = _next_original(given, turn, status)
+        else:
+            status = STATUSES[(number + number // len(given)) % 3]
+            original = given[number % len(given)]
         rng = random.Random(f"{seed}/{original.concept_id}/{attempt}")  # noqa: S311 - repeatable, not secret
         attempt += 1
-        status = STATUSES[(number + number // len(given)) % 3]
-        concept = _vary_one(rng, original, number // len(given) + 2, status)
+        version = versions[original.concept_id] + 1
+        while f"{original.concept_id}-v{version}" in taken:
+            version += 1
+        concept = _vary_one(rng, original, version, status)
+        in_vain += 1
         if (concept.concept, concept.requirements_yaml) not in seen:
             seen.add((concept.concept, concept.requirements_yaml))
+            versions[original.concept_id] = version
             made.append(concept)
+            in_vain = 0
     return made
+
+
+_MOST_IN_VAIN = 500  # tries without a new variation: there are no more
+
+
+def _next_original(given: Sequence[Concept], turn: int, status: str) -> tuple[Concept, int]:
+    """The next concept that a variation can make to be of a status, and the turn after it."""
+    rank = STATUSES.index(status)
+    for step in range(len(given)):
+        concept = given[(turn + step) % len(given)]
+        if concept.planted_label not in STATUSES or STATUSES.index(concept.planted_label) <= rank:
+            return concept, turn + step + 1
+    return given[turn % len(given)], turn + 1
 
 
 def _vary_one(rng: random.Random, original: Concept, version: int, status: str) -> Concept:
@@ -186,8 +212,8 @@ def _vary_one(rng: random.Random, original: Concept, version: int, status: str) 
 
 
 def _worse(first: str | None, second: str) -> str:
-    """The worse of two statuses: a planted conflict outweighs any gap."""
-    return max(first or second, second, key=STATUSES.index)
+    """The worse of two statuses: a planted conflict outweighs any gap. A label that is no status says nothing."""
+    return max(first if first in STATUSES else second, second, key=STATUSES.index)
 
 
 def _free_identifier(document: dict[str, Any]) -> str:

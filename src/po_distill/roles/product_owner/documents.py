@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from typing import Any, Literal
@@ -64,6 +63,12 @@ _MODELS: dict[str, type[Record]] = {VISION: ProductVision, REVIEW: ProductOwnerR
 # --- text ---------------------------------------------------------------------------------------
 
 _TAG = re.compile(r"<\s*(/?)\s*(VISION|REVIEW)\s*>", re.IGNORECASE)
+# Control characters, lone surrogates, zero width space and byte order mark, and the two non-characters of each plane.
+_UNWRITABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff"
+    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
 _REPLACED = str.maketrans({'"': "'", "\\": "/", "`": "'"})
 
 
@@ -75,15 +80,9 @@ def normalised_text(value: Any) -> str:
     (control characters, lone surrogates, non-characters) is left out.
     """
     text = " ".join(plain_text(value).translate(_REPLACED).split())
-    text = "".join(c for c in text if not _unwritable(c))
+    text = _UNWRITABLE.sub("", text)
     text = _TAG.sub(r"(\1\2)", text)
     return " ".join(text.split())
-
-
-def _unwritable(character: str) -> bool:
-    if character in "\u200b\ufeff" or ord(character) & 0xFFFE == 0xFFFE:
-        return True
-    return unicodedata.category(character) in ("Cc", "Cs")
 
 
 def normalised_status(text: str) -> str:

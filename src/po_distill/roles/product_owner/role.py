@@ -27,6 +27,7 @@ from po_distill.roles.product_owner.scoring import (
     STATUSES,
     gate_violations,
     list_requirements,
+    metric_advice,
     metric_parts,
     product_owner_metric,
 )
@@ -39,6 +40,8 @@ class ProductOwnerRole:
     version_stem: ClassVar[str] = "po_student"
     labels: ClassVar[tuple[str, ...]] = STATUSES
     contracts: ClassVar[tuple[str, ...]] = CONTRACTS
+    # Concepts of the field team's set on which every teacher and student was weak.
+    watch: ClassVar[tuple[str, ...]] = ("POCON-0004", "POCON-0009", "POCON-0012", "POCON-0115", "POCON-0191")
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
         """`contract` is one of `contracts`; `prompt` is a system text in place of the role's own."""
@@ -57,7 +60,7 @@ class ProductOwnerRole:
     def check(self, concept: Concept) -> None:
         """Raise InputError unless the requirements are a YAML mapping that lists a requirement."""
         where = f"the requirements of {concept.concept_id}"
-        document = safe_yaml.load(concept.requirements_yaml, what=where)
+        document = safe_yaml.load_shared(concept.requirements_yaml.rstrip(), what=where)
         if not isinstance(document, dict):
             raise InputError(f"{where} are a {type(document).__name__}, not a YAML mapping.", _REQUIREMENTS_FIX)
         if not list_requirements(concept.requirements_yaml):
@@ -122,6 +125,20 @@ class ProductOwnerRole:
             valid=not faults,
         )
 
+    def advise(self, concept: Concept, text: str) -> tuple[str, ...]:
+        """What would raise the metric of an answer; see `scoring.metric_advice`."""
+        return metric_advice(concept.requirements_yaml, parse_answer(text).documents)
+
+    def metric_fields(self, concept: Concept, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(concept, requirements_yaml, existing_vision), (product_vision, product_owner_review), all YAML texts."""
+        _, blocks = find_blocks(text)
+        example = {
+            "concept": concept.concept,
+            "requirements_yaml": concept.requirements_yaml,
+            "existing_vision": concept.existing_vision or "",
+        }
+        return example, {name: blocks.get(name, "") for name in (VISION, REVIEW)}
+
     def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
         """What the gate holds against documents."""
         return (*schema_violations(documents), *gate_violations(concept.requirements_yaml, documents))
@@ -134,9 +151,11 @@ class ProductOwnerRole:
         """Concepts made offline, with planted statuses; see `concepts.generate_concepts`."""
         return concepts.generate_concepts(count, seed)
 
-    def vary_concepts(self, given: Sequence[Concept], count: int, seed: int) -> list[Concept]:
+    def vary_concepts(
+        self, given: Sequence[Concept], count: int, seed: int, labels: Sequence[str] = ()
+    ) -> list[Concept]:
         """The given concepts and variations of them, `count` in all; see `concepts.vary_concepts`."""
-        return concepts.vary_concepts(given, count, seed)
+        return concepts.vary_concepts(given, count, seed, labels)
 
     def answer_by_rules(self, concept: Concept) -> str:
         """The answer of the embedded rule-based Product Owner, in this contract's form."""

@@ -7,6 +7,7 @@ requirement ids, empty content) is reported as violations by `gate_violations`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -79,7 +80,7 @@ def read_mapping(text: Any) -> dict[Any, Any]:
     for fence in _FENCES:
         text = fence.sub("", text)
     try:
-        value = safe_yaml.load(text.lstrip("]").lstrip())
+        value = safe_yaml.load_shared(text.lstrip("]").strip())
     except UnreadableYAMLError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -87,6 +88,11 @@ def read_mapping(text: Any) -> dict[Any, Any]:
 
 def list_requirements(requirements_yaml: Any) -> list[tuple[str, str]]:
     """(id, description) of each requirement that has either, in the order of the document."""
+    return list(_requirements_in(requirements_yaml)) if isinstance(requirements_yaml, str) else []
+
+
+@functools.lru_cache(maxsize=512)  # one answer's scoring asks three times, and answers in flight take turns
+def _requirements_in(requirements_yaml: str) -> tuple[tuple[str, str], ...]:
     document = read_mapping(requirements_yaml)
     found = []
     for section in REQUIREMENT_SECTIONS:
@@ -96,7 +102,7 @@ def list_requirements(requirements_yaml: Any) -> list[tuple[str, str]]:
                 pair = (str(item.get("id", "")).strip(), str(item.get("description", "")).strip())
                 if any(pair):
                     found.append(pair)
-    return found
+    return tuple(found)
 
 
 # --- the four parts, in points of 30 ------------------------------------------------------------
@@ -158,6 +164,43 @@ def _specificity_points(review: Mapping[Any, Any]) -> float:
     points += sum(_steps(_count(lists.get(name)), (1, 6), (0, 2)) for name in ("gaps", "conflicts"))
     points += _steps(_text_length(review.get("narrative")), (160, 6), (80, 3))
     return min(points, _PART_POINTS)
+
+
+# field of the vision or the review -> (smallest size of full points, unit); sizes as in the parts above
+_FULL_TEXT = {"product_summary": 120, "narrative": 160}
+_FULL_LISTS = (
+    *("target_users", "value_proposition", "key_capabilities", "success_metrics"),
+    *("summary", "recommended_actions"),
+)
+
+
+def metric_advice(requirements_yaml: str, documents: Documents) -> tuple[str, ...]:
+    """What would raise the metric of these documents, a sentence each. Says nothing that invites an invented item.
+
+    Empty gaps and conflicts cost points too; they are not asked for, since what is not there should not be found.
+    """
+    fields = {**documents.get("product_vision", {}), **documents.get("product_owner_review", {})}
+    found = []
+    for name, least in _FULL_TEXT.items():
+        length = max(_text_length(fields.get(name)), 0)
+        if length < least:
+            found.append(f"{name} has {length} characters; write at least {least}")
+    for name in _FULL_LISTS:
+        count = max(_count(fields.get(name)), 0)
+        if count < 2:
+            found.append(f"{name} has {count} items; give at least 2")
+    requirements, review = list_requirements(requirements_yaml), documents.get("product_owner_review", {})
+    if requirements and covered_share(requirements, review) < 0.85:
+        text = " ".join(_review_segments(review)).lower()
+        missing = [identifier for identifier, _ in requirements if identifier and identifier.lower() not in text]
+        found.append(f"the review does not mention every requirement; missing: {', '.join(missing[:20]) or 'some'}")
+    aligned = max(_count(_alignment(review).get("aligned")), 0)
+    if aligned < len(requirements):
+        found.append(
+            f"requirements_alignment.aligned has {aligned} of {len(requirements)} requirements; give each that fits "
+            "an item of its own"
+        )
+    return tuple(found)
 
 
 def covered_share(requirements: list[tuple[str, str]], review: Mapping[Any, Any]) -> float:

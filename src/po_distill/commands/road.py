@@ -1,0 +1,54 @@
+"""The whole road in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from po_distill.commands.options import json_option, print_result
+
+if TYPE_CHECKING:
+    from po_distill.pipeline import DistillResult
+
+
+@click.command()
+@click.option("--minutes", default=8.0, show_default=True, type=click.FloatRange(min=0.1), help="Time to train in.")
+@click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
+@json_option
+def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
+    """Walk the whole road offline, in twelve minutes.
+
+    No keys, no GPU: a rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where
+    the first stopped.
+    """
+    from po_distill.pipeline import distill
+    from po_distill.settings import quickstart_settings
+
+    result = distill(quickstart_settings(minutes), fresh=fresh)
+    _tell_distilled(result, as_json)
+
+
+@click.command()
+@click.argument("settings_file", type=click.Path(path_type=Path))
+@click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
+@json_option
+def run(settings_file: Path, fresh: bool, as_json: bool) -> None:
+    """Walk all stages with the settings of one YAML file (examples/run.yaml)."""
+    from po_distill.pipeline import distill
+    from po_distill.settings import read_settings
+
+    result = distill(read_settings(settings_file), fresh=fresh)
+    _tell_distilled(result, as_json)
+
+
+def _tell_distilled(result: DistillResult, as_json: bool) -> None:
+    from po_distill.reporting.summary import show_summary, summary_object
+
+    following = f"po-distill evaluate --model {result.folder} --gate"
+    print_result(
+        summary_object(result.report, result.artifacts),
+        as_json,
+        lambda _: show_summary(result.report, result.artifacts, following),
+    )

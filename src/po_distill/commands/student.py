@@ -1,0 +1,120 @@
+"""The commands that make a student out of a dataset: train, merge, package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from po_distill.commands.options import DATASET, MODELS, json_option, print_result
+
+
+@click.command()
+@click.option(
+    "--data", "--data-path", "data", default=DATASET, show_default=True, type=click.Path(path_type=Path),
+    help="JSONL of examples, or of {prompt, response} rows.",
+)  # fmt: skip
+@click.option(
+    "--base", "--base-model", "base", default="mistral-7b-instruct", show_default=True, help="Name, folder or hub id."
+)
+@click.option(
+    "--output", "--output-dir", "output", type=click.Path(path_type=Path), help="Version folder.  [default: the next]"
+)
+@click.option("--rank", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--alpha", default=64.0, show_default=True, type=float)
+@click.option("--dropout", default=0.05, show_default=True, type=click.FloatRange(0, 1, max_open=True))
+@click.option("--epochs", default=3.0, show_default=True, type=float)
+@click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Examples per optimizer step.")
+@click.option("--lr", default=1e-4, show_default=True, type=float, help="Learning rate.")
+@click.option(
+    "--max-seq-len",
+    default=2048,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens; longer rows are an error.",
+)
+@click.option("--max-samples", type=click.IntRange(min=1), help="Train on only so many rows.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), help="Plan the steps to fit this time.")
+@click.option("--seed", default=7, show_default=True)
+@click.option("--quantization-aware", type=click.Choice(["q4_0"]), help="Train against weights rounded as they ship.")
+@click.option("--launcher", default="local", show_default=True, help="Where the run runs.")
+@json_option
+def train(
+    data: Path, base: str, output: Path | None, rank: int, alpha: float, dropout: float, epochs: float, batch: int,
+    lr: float, max_seq_len: int, max_samples: int | None, max_steps: int | None, minutes: float | None, seed: int,
+    quantization_aware: Any, launcher: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a LoRA adapter on a dataset."""
+    from po_distill.artifacts import next_version
+    from po_distill.records import LoRASettings
+    from po_distill.reporting import console
+    from po_distill.stages.lora_trainer import LoRATrainer
+
+    folder = output or Path(MODELS) / next_version(MODELS, "po_student")
+    trainer = LoRATrainer(
+        base=base, lora=LoRASettings(rank=rank, alpha=alpha, dropout=dropout), epochs=epochs, batch=batch,
+        learning_rate=lr, max_seq_len=max_seq_len, max_samples=max_samples, max_steps=max_steps, minutes=minutes,
+        seed=seed, quantization_aware=quantization_aware, launcher=launcher,
+    )  # fmt: skip
+    adapter = trainer.train(data, folder, log_path=Path("logs/distillation") / f"train_{folder.name}.jsonl")
+    print_result(
+        adapter,
+        as_json,
+        lambda _: console.tell_next(f"Adapter: {adapter.path}", f"po-distill merge --adapter {adapter.path}"),
+    )
+
+
+@click.command()
+@click.option(
+    "--adapter", "--adapter-path", "adapter", required=True, type=click.Path(path_type=Path), help="Adapter folder."
+)
+@click.option("--base", "--base-model", "base", help="Name, folder or hub id.  [default: the adapter's own]")
+@click.option(
+    "--output",
+    "--output-dir",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Version folder.  [default: the adapter's]",
+)
+@json_option
+def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -> None:
+    """Merge an adapter into its base: FP16 safetensors."""
+    from po_distill.reporting import console
+    from po_distill.stages.merger import Merger
+
+    merged = Merger().merge(adapter, output or adapter.resolve().parent, base=base)
+    print_result(
+        merged,
+        as_json,
+        lambda _: console.tell_next(f"Merged model: {merged.path}", f"po-distill package --model {merged.path}"),
+    )
+
+
+@click.command()
+@click.option(
+    "--model", "--model-path", "model", required=True, type=click.Path(path_type=Path), help="Merged model's folder."
+)
+@click.option("--name", help="Name of the Ollama model.  [default: the folder's]")
+@click.option(
+    "--quant", default="q4_0", show_default=True, type=click.Choice(["q4_0", "q8_0", "f16"], case_sensitive=False)
+)
+@click.option(
+    "--output", "--output-dir", "output", type=click.Path(path_type=Path), help="Folder.  [default: the model's]"
+)
+@json_option
+def package(model: Path, name: str | None, quant: str, output: Path | None, as_json: bool) -> None:
+    """Write the GGUF and the Modelfile for a merged model."""
+    from po_distill.reporting import console
+    from po_distill.stages.packager import Packager
+
+    quantization: Any = quant.lower()
+    made = Packager(name=name or model.resolve().name.replace("_", "-"), quantization=quantization).package(
+        model, output
+    )
+    print_result(
+        made,
+        as_json,
+        lambda _: console.tell_next(f"GGUF: {made.gguf.path}\nModelfile: {made.modelfile_path}", made.create_command),
+    )

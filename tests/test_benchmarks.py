@@ -1,0 +1,40 @@
+"""The benchmarks run, and what they assert in every run holds. No figure of theirs is tested here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name: str, *arguments: str) -> dict[str, object]:
+    command = [sys.executable, str(BENCHMARKS / name), *arguments, "--json"]
+    environment = {**os.environ, "PO_DISTILL_QUIET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, env=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_teachers_benchmark_runs_and_its_counts_add_up() -> None:
+    found = run(
+        "teacher.py", "--calls", "40", "--runs", "1", "--latency-s", "0.05", "--width", "16", "--quota-calls", "60"
+    )
+    assert {"ratio_clean", "ratio_429", "ratio_quota", "gave_up"} <= set(found)
+    assert found["gave_up"] == 0
+    assert found["accepted_ours"] > found["accepted_plain"]
+
+
+def test_killed_runs_pay_for_nothing_that_is_journalled_again() -> None:
+    found = run("teacher_kills.py", "--runs", "4")
+    assert (found["runs"], found["bought_again"]) == (4, 0)
+
+
+def test_a_terminated_run_pays_for_nothing_twice() -> None:
+    found = run("teacher_kills.py", "--runs", "2", "--sigterm")
+    assert (found["paid_twice"], found["in_doubt_told"]) == (0, 0)
+
+
+def test_many_concepts_are_streamed_in_little_memory() -> None:
+    assert run("teacher_kills.py", "--memory", "3000")["peak_mb"] < 300
