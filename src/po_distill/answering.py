@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from po_distill.artifacts import digest_value
@@ -100,24 +101,34 @@ class Answering:
         self._generation, self._min_score, self._regenerate = generation, min_score, regenerate
         self._digest = role.contract.digest
         self._cap = caller.capabilities.output_cap_tokens if caller.capabilities else generation.max_tokens
+        # Validated once: what is put in for a concept comes from records.
+        self._first = Request(messages=(), generation=generation, json_schema=self._schema)
         self._seen: set[bytes] = set()
+        self._working = asyncio.Lock()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One at a time, and one step of the event loop each, for what keeps the processor busy.
+
+        Rendering and scoring take milliseconds. Many in one step would keep answers from being read and free places
+        from being used meanwhile.
+        """
+        async with self._working:
+            await asyncio.sleep(0)
+            yield
 
     def request(self, concept: Concept) -> Request:
         """The first request about a concept. Raises InputError where the role cannot work on it."""
         self._role.check(concept)
-        return Request(
-            messages=self._asking.render(concept),
-            generation=self._generation,
-            concept=concept,
-            json_schema=self._schema,
-        )
+        return self._first.model_copy(update={"messages": self._asking.render(concept), "concept": concept})
 
     async def answer(self, concept: Concept) -> Judged:
         """The best of the answers to a concept, or why there is none. Raises ProviderError where it is `refused`."""
         if not self._is_new(concept):
             return _rejected(concept, "duplicate_concept_id", "An earlier concept has the same id.")
         try:
-            request = self.request(concept)
+            async with self._turn():
+                request = self.request(concept)
         except InputError as error:
             return _rejected(concept, "unusable_concept", str(error))
         answers: list[Completion] = []
@@ -160,9 +171,8 @@ class Answering:
 
     async def _one_answer(self, concept: Concept, request: Request, attempt: int) -> Completion:
         answered = await self._caller.ask(request, attempt=attempt)
-        if not answered.journalled:
-            await asyncio.sleep(0)  # whoever waits for the place sends first; scoring can wait
-        completion = self._completion(concept, answered)
+        async with self._turn():
+            completion = self._completion(concept, answered)
         assert completion.score is not None
         self._journal.judge(
             answered.key,

@@ -16,7 +16,7 @@ from po_distill.model_table import (
     cost_nanousd,
     price_for,
     price_id,
-    schema_bytes,
+    schema_facts,
     worst_price,
     worst_usage,
 )
@@ -79,7 +79,7 @@ def plan_calls(
             counts["to_ask"] += 1
             characters = sum(len(message.content) for message in request.messages)
             likely = Usage(
-                prompt_tokens=(characters + (schema_bytes(request) if schema else 0)) // _CHARACTERS_A_TOKEN,
+                prompt_tokens=(characters + schema_facts(schema).size_bytes) // _CHARACTERS_A_TOKEN,
                 completion_tokens=answer_tokens,
             )
             prompt_tokens += likely.prompt_tokens

@@ -47,7 +47,7 @@ class Retries:
     doubtful_sends: int = 3  # of them, those that may have been billed: timeouts, broken connections
     first_wait_s: float = 1.0  # doubled with every failure
     longest_wait_s: float = 60.0
-    slowed_wait_s: float = 0.1  # after a rate limit, half as much again with every one: the window does the rest
+    slowed_wait_s: float = 0.05  # after a rate limit, half as much again with every one: the window does the rest
     breaker_s: float = 300.0  # a run in which nothing succeeds for so long is stopped
 
     def wait_s(self, failures: int, chance: random.Random, *, slowed: bool = False) -> float:

@@ -7,7 +7,7 @@ entry point: `po_distill.providers`, `po_distill.roles`, `po_distill.base_models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,11 +29,11 @@ Documents = Mapping[str, Mapping[str, Any]]
 """What a role writes: plain mappings by document name, such as {"product_vision": {...}}."""
 
 
-def _nobody_listens() -> None: ...
+async def _nobody_listens() -> None: ...
 
 
-leaving: ContextVar[Callable[[], None]] = ContextVar("leaving", default=_nobody_listens)
-"""Called by a provider whose traits say so, as `leaving.get()()`, in the very step that hands a request to the network.
+leaving: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("leaving", default=_nobody_listens)
+"""Awaited by a provider whose traits say so, as `await leaving.get()()`, right before a request goes to the network.
 
 The caller writes the send down then, so a process that dies before holds nothing in doubt that never left. It may
 raise: the request must not leave then.

@@ -21,10 +21,12 @@ from types import TracebackType
 from typing import Any, get_args
 
 from po_distill.artifacts import digest_bytes, now
+from po_distill.departures import Departures
 from po_distill.errors import ArtifactError, ProviderError, ProviderFault
 from po_distill.records import Concept, Response, Score
 
 _VERSION = 2  # PRAGMA user_version
+_TOGETHER_S = 0.004  # what is written within so long shares a commit: a commit keeps the event loop waiting
 _TABLES = """
 CREATE TABLE sends (
     send_id          INTEGER PRIMARY KEY,
@@ -41,9 +43,7 @@ CREATE TABLE sends (
     cost_nanousd     INTEGER DEFAULT 0,  -- NULL: not known, the reservation counts
     price            TEXT,               -- the list price that it was billed at
     end_number       INTEGER,            -- order of the ends
-    latency_s        REAL,
-    boot             TEXT,               -- in which boot of which machine it was written down; NULL: not known
-    has_left         INTEGER NOT NULL DEFAULT 0  -- set, without a sync, in the step in which the request leaves
+    latency_s        REAL
 );
 CREATE TABLE results (
     key         TEXT PRIMARY KEY,
@@ -79,8 +79,6 @@ ALTER TABLE sends ADD COLUMN cost_nanousd INTEGER DEFAULT 0;
 ALTER TABLE sends ADD COLUMN price TEXT;
 ALTER TABLE sends ADD COLUMN end_number INTEGER;
 ALTER TABLE sends ADD COLUMN latency_s REAL;
-ALTER TABLE sends ADD COLUMN boot TEXT;
-ALTER TABLE sends ADD COLUMN has_left INTEGER NOT NULL DEFAULT 0;
 UPDATE sends SET end_number = send_id WHERE ended_at IS NOT NULL;
 CREATE TABLE concepts (digest TEXT PRIMARY KEY, concept TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE verdicts (key TEXT NOT NULL, concept TEXT NOT NULL REFERENCES concepts, concept_id TEXT NOT NULL,
@@ -144,7 +142,7 @@ class Journal:
             except BaseException:
                 self._database.close()
                 raise
-        self._boot = _boot()
+        self._departures = Departures(self.path)
         self.run: str | None = None  # written into the sends of this run
         self.rewritten = False  # an end that was written down before has changed
         self._late_verdicts: list[tuple[str, ...]] = []
@@ -175,6 +173,7 @@ class Journal:
         try:
             self.write_verdicts()
         finally:
+            self._departures.close()
             self._database.close()
 
     def __enter__(self) -> Journal:
@@ -201,30 +200,39 @@ class Journal:
         return Result(ProviderError(problem, fix, fault=_fault(fault)), recorded_at)
 
     def begin_send(
-        self, key: str, *, concept_id: str, provider: str, model: str, attempt: int, reserved_nanousd: int = 0
+        self,
+        key: str,
+        *,
+        concept_id: str,
+        provider: str,
+        model: str,
+        attempt: int,
+        reserved_nanousd: int = 0,
+        later: bool = False,
     ) -> int:
         """Write down that a request leaves now; the number of the send.
 
-        The intent is on the disk first. That it was acted on is noted behind it without a sync: a process that is
-        killed while the disk works leaves a send that never left, and after a kill, in the same boot, that note can be
-        trusted. After a power cut it cannot, and the send is in doubt.
+        With `later` it is on the disk only after `durable`; `departs` is to be called then.
         """
-        with self._translated(), self._transaction():
+        with self._translated(), self._transaction(later=later):
             cursor = self._database.execute(
                 "INSERT INTO sends (key, concept_id, provider, model, attempt, sent_at, run, reserved_nanousd,"
-                " cost_nanousd, boot) VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
-                (key, concept_id, provider, model, attempt, now(), self.run, reserved_nanousd, self._boot),
+                " cost_nanousd) VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (key, concept_id, provider, model, attempt, now(), self.run, reserved_nanousd),
             )
         send_id = int(cursor.lastrowid or 0)
-        with self._translated():
-            self._database.execute("PRAGMA synchronous = OFF")
-            self._database.execute("UPDATE sends SET has_left = 1 WHERE send_id = ?", (send_id,))
-            self._database.execute("PRAGMA synchronous = FULL")
+        if not later:
+            self.departs(send_id)
         return send_id
 
-    def end_send(self, send_id: int, end: End) -> None:
-        """Write down that a send failed in a way that leaves the call open."""
-        with self._translated(), self._transaction():
+    def departs(self, send_id: int) -> None:
+        """Note that a send that is written down leaves in this step; see `departures`."""
+        with self._translated():
+            self._departures.note(send_id)
+
+    def end_send(self, send_id: int, end: End, *, later: bool = False) -> None:
+        """Write down that a send failed in a way that leaves the call open; with `later`, see `durable`."""
+        with self._translated(), self._transaction(later=later):
             self._end(send_id, end, now())
 
     def record(
@@ -317,12 +325,10 @@ class Journal:
         """The sends of earlier runs that left, never ended, and whose calls have no result since."""
         with self._translated():
             rows = self._database.execute(
-                "SELECT key, concept_id, sent_at, reserved_nanousd FROM sends WHERE ended_at IS NULL"
-                " AND (has_left OR boot IS NULL OR boot IS NOT ?)"
-                " AND key NOT IN (SELECT key FROM results) ORDER BY send_id",
-                (self._boot,),
+                "SELECT send_id, key, concept_id, sent_at, reserved_nanousd FROM sends WHERE ended_at IS NULL"
+                " AND key NOT IN (SELECT key FROM results) ORDER BY send_id"
             ).fetchall()
-        return [DoubtfulSend(*row) for row in rows]
+        return [DoubtfulSend(*row) for send_id, *row in rows if self._departures.may_have_left(send_id)]
 
     def close_doubtful(self) -> None:
         """End what earlier runs left without an end: as `in_doubt`, its cost not known, its reservation counting.
@@ -330,15 +336,14 @@ class Journal:
         What never left ends as that, and costs nothing.
         """
         with self._translated():
-            rows = self._database.execute(
-                "SELECT send_id, NOT has_left AND boot IS NOT NULL AND boot IS ? FROM sends WHERE ended_at IS NULL",
-                (self._boot,),
-            ).fetchall()
-        if not rows:
-            return
-        with self._translated(), self._transaction():
-            for number, stayed in rows:
-                self._end(number, End("never_left", 0) if stayed else End("in_doubt", None), now())
+            rows = self._database.execute("SELECT send_id FROM sends WHERE ended_at IS NULL").fetchall()
+        if rows:
+            with self._translated(), self._transaction():
+                for (number,) in rows:
+                    left = self._departures.may_have_left(number)
+                    self._end(number, End("in_doubt", None) if left else End("never_left", 0), now())
+        with self._translated():
+            self._departures.begin()
 
     def doubtful_keys(self) -> set[str]:
         """The calls without a result of which a send was closed as in doubt."""
@@ -414,13 +419,13 @@ class Journal:
             return int(self._database.execute(query).fetchone()[0])
 
     async def durable(self) -> None:
-        """Wait until what was written so far is on the disk: what came in one step of the event loop, in one commit."""
+        """Wait until what was written so far is on the disk, in one commit with what comes within a moment."""
         if not self._is_open:
             return
         if self._commit is None:
             loop = asyncio.get_running_loop()
             self._commit = loop.create_future()
-            loop.call_soon(self._commit_together)
+            loop.call_later(_TOGETHER_S, self._commit_together)
         await asyncio.shield(self._commit)
 
     def _commit_together(self) -> None:
@@ -506,14 +511,6 @@ _RULES = {
         "SELECT count(*) FROM sends JOIN results USING (key) WHERE sends.send_id > results.send_id"
     ),
 }
-
-
-def _boot() -> str | None:
-    """What names this boot of this machine, where the system says it (Linux); None elsewhere."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() or None
-    except OSError:
-        return None
 
 
 def _fault(text: str) -> ProviderFault:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import json
 import math
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from po_distill import safe_yaml
-from po_distill.artifacts import read_text
+from po_distill.artifacts import digest_value, read_text
 from po_distill.errors import SettingsError
 from po_distill.records import ModelCapabilities, Price, Request, Usage
 
@@ -133,19 +134,33 @@ def worst_usage(request: Request, capabilities: ModelCapabilities) -> Usage:
     thinking is within the answer's limit.
     """
     prompt = sum(len(m.content.encode("utf-8", "replace")) + _TOKENS_OF_A_MESSAGE for m in request.messages)
-    if request.json_schema is not None:
-        prompt += schema_bytes(request)
+    prompt += schema_facts(request.json_schema).size_bytes
     return Usage(
         prompt_tokens=min(prompt + _TOKENS_OF_A_MESSAGE, capabilities.context_tokens),
         completion_tokens=min(request.generation.max_tokens, capabilities.output_cap_tokens),
     )
 
 
-def schema_bytes(request: Request) -> int:
-    """The size of a request's JSON schema in bytes."""
-    import json
+class SchemaFacts(NamedTuple):
+    """What is known of a JSON schema by its text."""
 
-    return len(json.dumps(request.json_schema, ensure_ascii=False).encode())
+    digest: str | None
+    size_bytes: int
+
+
+_NO_SCHEMA = SchemaFacts(None, 0)
+_latest: tuple[Any, SchemaFacts] = (None, _NO_SCHEMA)
+
+
+def schema_facts(schema: Any) -> SchemaFacts:
+    """Digest and size of a request's JSON schema. A run has one schema, so that of the latest is kept."""
+    global _latest
+    if schema is None:
+        return _NO_SCHEMA
+    if _latest[0] is not schema:
+        size_bytes = len(json.dumps(schema, ensure_ascii=False).encode())
+        _latest = (schema, SchemaFacts(digest_value(schema), size_bytes))
+    return _latest[1]
 
 
 def worst_price(prices: Sequence[Price], worst: Usage, today: date) -> int:
@@ -158,5 +173,7 @@ def worst_price(prices: Sequence[Price], worst: Usage, today: date) -> int:
     held = [
         price_for(prices, min(size, worst.prompt_tokens), day) for size in sizes | {worst.prompt_tokens} for day in days
     ]
-    cached = worst.model_copy(update={"cached_tokens": worst.prompt_tokens})
-    return max((cost_nanousd(price, usage) for price in held if price for usage in (worst, cached)), default=0)
+    usages = [worst]
+    if any(price and price.cached_input_usd for price in held):
+        usages.append(worst.model_copy(update={"cached_tokens": worst.prompt_tokens}))
+    return max((cost_nanousd(price, usage) for price in held if price for usage in usages), default=0)

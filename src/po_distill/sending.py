@@ -21,7 +21,15 @@ from po_distill.budget import Budget, BudgetSpentError
 from po_distill.errors import NotAskedError, PluginError, PODistillError, ProviderError, SettingsError
 from po_distill.interfaces import Provider, Role, leaving
 from po_distill.journal import End, Journal, Result
-from po_distill.model_table import NANOUSD, cost_nanousd, price_for, price_id, worst_price, worst_usage
+from po_distill.model_table import (
+    NANOUSD,
+    cost_nanousd,
+    price_for,
+    price_id,
+    schema_facts,
+    worst_price,
+    worst_usage,
+)
 from po_distill.records import ProviderSettings, ProviderTraits, Request, Response, Usage
 
 _CONCERN_ONE_CALL = ("bad_answer", "blocked")
@@ -94,7 +102,7 @@ class Sender:
         budget_usd: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._role, self._journal, self._clock = settings, role, journal, clock
+        self._settings, self._role, self.journal, self._clock = settings, role, journal, clock
         self.traits = traits_of(find_provider(settings.provider))
         self.capabilities = settings.capabilities
         self._prices = self.capabilities.prices if self.capabilities else ()
@@ -144,7 +152,7 @@ class Sender:
             provider = await self._ready()
             intent = _Intent(self, key, request, attempt, worst)
             if not self.traits.says_when_it_sends:
-                intent()
+                await intent()
             started = self._clock()
             try:
                 response = await self._generate(provider, request, intent)
@@ -153,15 +161,14 @@ class Sender:
                 outcome = error
             except PODistillError:
                 end = End("refused")
-                self._journal.end_send(intent.send_id(), end)
+                self.journal.end_send(intent.send_id(), end)
                 raise
             if intent.error is not None:
                 raise intent.error
             end = self._end(outcome, self._clock() - started)
-            result = self._write_down(key, intent.send_id(), outcome, end)
+            result = await self._write_down(key, intent.send_id(), outcome, end)
             end = result.end or end
             self.budget.charged_nanousd += result.resettled_nanousd
-            await self._journal.durable()
             self._check_priced(end)
             return result
         finally:
@@ -169,15 +176,18 @@ class Sender:
             left = intent is not None and intent.has_left
             self.budget.settle(reservation, end.cost_nanousd if end else None if left else 0)
 
-    def _write_down(self, key: str, send_id: int, outcome: Response | ProviderError, end: End) -> Result:
+    async def _write_down(self, key: str, send_id: int, outcome: Response | ProviderError, end: End) -> Result:
+        """The result, on the disk. Raises the error that leaves the call open, on the disk as well."""
         if isinstance(outcome, Response) or outcome.fault in _CONCERN_ONE_CALL:
-            result = self._journal.record(key, send_id, _priced(outcome, end), end, later=True)
+            result = self.journal.record(key, send_id, _priced(outcome, end), end, later=True)
+            await self.journal.durable()
             if isinstance(outcome, Response):
                 self._count(outcome.usage, result.end or end)
                 return result
             self.tally.failures += 1
             return result
-        self._journal.end_send(send_id, end)
+        self.journal.end_send(send_id, end, later=True)
+        await self.journal.durable()
         self.tally.failures += 1
         self.tally.latency_s += end.latency_s
         raise outcome
@@ -213,16 +223,17 @@ class Sender:
         self.tally.cost_nanousd += end.cost_nanousd or 0
         self.tally.latency_s += usage.latency_s
 
-    def begin(self, key: str, request: Request, attempt: int, worst_nanousd: int) -> int:
+    def begin(self, key: str, request: Request, attempt: int, worst_nanousd: int, *, later: bool) -> int:
         """Write down that a request leaves; the number of the send."""
         self.tally.sends += 1
-        return self._journal.begin_send(
+        return self.journal.begin_send(
             key,
             concept_id=request.concept.concept_id if request.concept else "",
             provider=self._settings.provider,
             model=self._settings.model or "",
             attempt=attempt,
             reserved_nanousd=worst_nanousd,
+            later=later,
         )
 
     async def _generate(self, provider: Provider, request: Request, intent: _Intent) -> Response:
@@ -264,28 +275,36 @@ class Sender:
 
 
 class _Intent:
-    """The intent to send a request, written down once, when it is called or when somebody needs its number."""
+    """The intent to send a request, written down once, when it is awaited or when somebody needs its number."""
 
     def __init__(self, sender: Sender, key: str, request: Request, attempt: int, worst_nanousd: int) -> None:
+        self._journal = sender.journal
         self._begin = functools.partial(sender.begin, key, request, attempt, worst_nanousd)
         self._send_id: int | None = None
+        self.has_left = False
         self.error: PODistillError | None = None  # why it could not be written down, and the request did not leave
 
-    @property
-    def has_left(self) -> bool:
-        return self._send_id is not None
-
-    def __call__(self) -> None:
-        if self._send_id is None:
-            try:
-                self._send_id = self._begin()
-            except PODistillError as error:
-                self.error = error
-                raise
+    async def __call__(self) -> None:
+        """Be on the disk, then leave."""
+        if self._send_id is not None:
+            return
+        try:
+            self._send_id = self._begin(later=True)
+            await self._journal.durable()
+            self._journal.departs(self._send_id)
+        except PODistillError as error:
+            self.error = error
+            raise
+        except asyncio.CancelledError:
+            if self._send_id is not None:  # it stays: nobody has to doubt it
+                self._journal.end_send(self._send_id, End("never_left"))
+            raise
+        self.has_left = True
 
     def send_id(self) -> int:
-        self()
-        assert self._send_id is not None
+        """The number of the send; written down now where the provider never said that it left."""
+        if self._send_id is None:
+            self._send_id = self._begin(later=False)
         return self._send_id
 
 
@@ -295,7 +314,8 @@ def call_key(request: Request, attempt: int, settings: ProviderSettings, traits:
 
 
 def _digest_call(request: Request, attempt: int, identity: dict[str, Any]) -> str:
-    content = request.model_dump(mode="json", exclude={"concept"})
+    content = request.model_dump(mode="json", exclude={"concept", "json_schema"})
+    content["json_schema"] = schema_facts(request.json_schema).digest
     if content["generation"]["thinking"] is None:  # as it was before there was such a field
         del content["generation"]["thinking"]
     return digest_value({"request": content, "provider": identity, "attempt": attempt})

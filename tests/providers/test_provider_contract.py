@@ -32,6 +32,8 @@ class Case:
     served: str | None = None  # the name in the answer, where it is not the model's
     finish: str = "stop"
     counts: bool = True  # it counts tokens
+    price_factor: float = 1.0
+    of_family: tuple[str, ...] = ()  # transport options that only others of its family have
     checks_options: bool = True  # False: its options are free-form
 
     def open(self, **more: Any) -> Provider:
@@ -81,6 +83,59 @@ def ollama(folder: Path) -> Iterator[Case]:
         yield Case(OllamaProvider, "po-student", address)
 
 
+def echo(body: dict[str, Any]) -> str:
+    """A fake Gemini's answer to any prompt, another one for each."""
+    from fakes.vertex_answers import first_user_text
+
+    return f"You said: {first_user_text(body)}"
+
+
+@contextmanager
+def vertex_cli(folder: Path) -> Iterator[Case]:
+    pytest.importorskip("aiohttp")
+    from fakes.logins import FakeGcloud
+    from fakes.vertex import FakeVertex
+    from po_distill.providers.vertex_cli import VertexCliProvider
+
+    gcloud = FakeGcloud(folder / "bin")
+    with FakeVertex(answer=echo) as fake, pytest.MonkeyPatch.context() as environment:
+        gcloud.put_on(environment)
+        gcloud.prints(fake.issue_token())
+        options = {"project": "test-project"}
+        yield Case(VertexCliProvider, "gemini-2.5-pro", fake.base_url, options, of_family=("credentials_path",))
+
+
+@contextmanager
+def vertex_sdk(folder: Path) -> Iterator[Case]:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("google.genai")
+    from fakes.logins import service_account
+    from fakes.vertex import FakeVertex
+    from po_distill.providers.vertex_sdk import VertexSdkProvider
+
+    with FakeVertex(answer=echo) as fake:
+        options = {"project": "test-project", "credentials_path": str(service_account(folder / "account.json", fake))}
+        yield Case(VertexSdkProvider, "gemini-2.5-pro", fake.base_url, options)
+
+
+@contextmanager
+def vertex_batch(folder: Path) -> Iterator[Case]:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("google.genai")
+    pytest.importorskip("google.cloud.storage")
+    from fakes.logins import service_account
+    from fakes.vertex_batch import FakeBatchVertex, Knobs
+    from po_distill.providers.vertex_batch import VertexBatchProvider
+
+    with FakeBatchVertex(Knobs(answer=echo)) as fake:
+        place = {"project": "test-project", "bucket": "gs://po-bucket/runs", "storage_base_url": fake.base_url}
+        login = {"credentials_path": str(service_account(folder / "account.json", fake))}
+        jobs = {"gather_s": 0.05, "poll_s": 0.01, "min_batch": 1}  # every request goes by a job
+        options = {**place, **login, **jobs}
+        yield Case(VertexBatchProvider, "gemini-2.5-flash", fake.base_url, options, price_factor=0.5)
+        assert fake.jobs and not fake.calls["online"]
+
+
 @contextmanager
 def llama_cpp(folder: Path) -> Iterator[Case]:
     # An untrained model never ends by itself.
@@ -116,6 +171,9 @@ PROVIDERS: dict[str, Callable[[Path], AbstractContextManager[Case]]] = {
     "scripted": scripted,
     "openai_compatible": openai_compatible,
     "ollama": ollama,
+    "vertex_cli": vertex_cli,
+    "vertex_sdk": vertex_sdk,
+    "vertex_batch": vertex_batch,
     "llama_cpp": llama_cpp,
     "openai_compatible_with_llama_server": openai_compatible_with_llama_server,
 }
@@ -153,7 +211,7 @@ def test_it_opens_outside_of_a_loop_and_is_a_provider(case):
 def test_a_good_request_gets_an_answer_with_its_model_end_and_counts(case):
     (answer,) = answers(case, ask())
     assert answer.text.strip() and answer.model == (case.served or case.model)
-    assert answer.finish == case.finish and answer.price_factor == 1.0
+    assert answer.finish == case.finish and answer.price_factor == case.price_factor
     usage = answer.usage
     assert (usage.prompt_tokens > 0, usage.completion_tokens > 0) == (case.counts, case.counts)
     assert usage.thinking_tokens <= usage.completion_tokens and usage.cached_tokens <= usage.prompt_tokens
@@ -197,7 +255,9 @@ def test_its_traits_are_a_record_and_name_options_that_it_has(case):
     traits = getattr(case.provider, "traits", ProviderTraits())
     assert isinstance(traits, ProviderTraits)
     if case.checks_options:
+        assert set(case.of_family) <= set(traits.transport_options)
         for name in traits.transport_options:
-            with pytest.raises(SettingsError) as caught:  # it knows the name, and no option is an empty mapping
-                case.open(**{name: {}})
-            assert f"no option '{name}'" not in str(caught.value) and name in str(caught.value)
+            with pytest.raises(SettingsError) as caught:  # no option is a mapping of lists
+                case.open(**{name: {"a": []}})
+            unknown = f"no option '{name}'" in str(caught.value)
+            assert unknown == (name in case.of_family) and name in str(caught.value)

@@ -119,7 +119,7 @@ class JsonClient:
 
 async def _leaves(*_: object) -> None:
     """Tell the caller that a request leaves: aiohttp writes it to the socket in the same step."""
-    leaving.get()()
+    await leaving.get()()
 
 
 @contextmanager

@@ -277,7 +277,7 @@ class Teacher:
         return can if wanted is None else wanted
 
 
-_READY = 16
+_READY = 64
 _MOST_REJECTIONS = 1000  # kept in memory; the file beside the completions has them all
 
 
