@@ -196,8 +196,8 @@ class Answering:
             f"A check of {'that answer' if said else 'your answer'} found:\n{findings}\n\n"
             "Write the whole answer again, in the same form, with these points mended."
         )
-        seed = None if first.generation.seed is None else first.generation.seed + number
-        generation = last.generation.model_copy(update={"seed": seed})
+        # Another seed each time: the same words about the same answer would be the same question.
+        generation = last.generation.model_copy(update={"seed": _seed(first, best.concept, 0) + number})
         messages = (*first.messages, *turns, Message(speaker="user", content=text))
         return first.model_copy(update={"messages": messages, "generation": generation})
 
