@@ -178,12 +178,16 @@ def test_the_best_answer_so_far_is_what_is_mended(answer):
     assert judged.verdict == "score_below_minimum"
 
 
-def test_a_seed_that_is_given_moves_on_with_every_regeneration(answer):
+def test_every_regeneration_has_another_seed_and_a_second_run_the_same(answer):
     options = {"answers": {ID: [WEAK, BETTER, haiku("spring", "x", 1)]}}
     _, requests = answer(options, generation=GenerationSettings(max_tokens=100, seed=40))
     assert [r.generation.seed for r in requests] == [40, 41, 42]
     _, requests = answer(options | {"latency_s": 0.1})
-    assert [r.generation.seed for r in requests] == [None, None, None]
+    seeds = [r.generation.seed for r in requests]
+    assert seeds[0] is None
+    assert seeds[2] == seeds[1] + 1 < 2**31
+    _, requests = answer(options | {"latency_s": 0.2})
+    assert [r.generation.seed for r in requests] == seeds
 
 
 def test_a_larger_limit_is_kept_for_the_asks_after_it(answer):
