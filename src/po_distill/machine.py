@@ -17,6 +17,8 @@ _EXTRAS = {
     "train": (("torch", "transformers", "peft", "trl"), "training and merging"),
     "gguf": (("gguf", "libgguf"), "GGUF files with llama.cpp's own quantizer"),
     "llamacpp": (("xllamacpp",), "running a GGUF locally"),
+    "vertex": (("google-genai", "google-cloud-storage", "aiohttp"), "Gemini on Vertex AI as the teacher"),
+    "http": (("aiohttp",), "Ollama and OpenAI-compatible servers"),
     "report": (("matplotlib",), "plots in the report"),
 }
 _GB = 1e9
