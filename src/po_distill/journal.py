@@ -23,73 +23,10 @@ from typing import Any, get_args
 from po_distill.artifacts import digest_bytes, now
 from po_distill.departures import Departures
 from po_distill.errors import ArtifactError, ProviderError, ProviderFault
+from po_distill.journal_tables import FROM_1, RULES, TABLES, VERSION
 from po_distill.records import Concept, Response, Score
 
-_VERSION = 2  # PRAGMA user_version
 _TOGETHER_S = 0.004  # what is written within so long shares a commit: a commit keeps the event loop waiting
-_TABLES = """
-CREATE TABLE sends (
-    send_id          INTEGER PRIMARY KEY,
-    key              TEXT NOT NULL,      -- digest of the call's content
-    concept_id       TEXT NOT NULL,
-    provider         TEXT NOT NULL,
-    model            TEXT NOT NULL,      -- as asked for
-    attempt          INTEGER NOT NULL,   -- which ask about the same concept, from 0
-    sent_at          TEXT NOT NULL,
-    ended_at         TEXT,               -- NULL: in flight, or in doubt
-    fault            TEXT,               -- NULL: answered
-    run              TEXT,               -- which run sent it
-    reserved_nanousd INTEGER NOT NULL DEFAULT 0,  -- the most that it can cost
-    cost_nanousd     INTEGER DEFAULT 0,  -- NULL: not known, the reservation counts
-    price            TEXT,               -- the list price that it was billed at
-    end_number       INTEGER,            -- order of the ends
-    latency_s        REAL
-);
-CREATE TABLE results (
-    key         TEXT PRIMARY KEY,
-    send_id     INTEGER NOT NULL REFERENCES sends,
-    recorded_at TEXT NOT NULL,
-    response    TEXT,              -- records.Response as JSON
-    fault       TEXT,              -- a ProviderError that is final for the call
-    problem     TEXT,
-    fix         TEXT
-) WITHOUT ROWID;
-CREATE TABLE concepts (
-    digest  TEXT PRIMARY KEY,
-    concept TEXT NOT NULL          -- records.Concept as JSON
-) WITHOUT ROWID;
-CREATE TABLE verdicts (
-    key        TEXT NOT NULL,      -- the call whose answer it is about
-    concept    TEXT NOT NULL REFERENCES concepts,
-    concept_id TEXT NOT NULL,
-    contract   TEXT NOT NULL,      -- digest of the PromptContract that the answer was read under
-    verdict    TEXT NOT NULL,      -- accepted, or the reason why not
-    score      TEXT NOT NULL,      -- records.Score as JSON
-    text       TEXT NOT NULL,      -- the answer as the role writes it
-    PRIMARY KEY (key, concept_id)  -- concepts of one text under several ids share a call
-);
-CREATE INDEX sends_by_key ON sends (key);
-CREATE INDEX sends_open ON sends (key) WHERE ended_at IS NULL;
-CREATE INDEX sends_by_end ON sends (end_number);
-"""
-_FROM_1 = """
-ALTER TABLE sends ADD COLUMN run TEXT;
-ALTER TABLE sends ADD COLUMN reserved_nanousd INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE sends ADD COLUMN cost_nanousd INTEGER DEFAULT 0;
-ALTER TABLE sends ADD COLUMN price TEXT;
-ALTER TABLE sends ADD COLUMN end_number INTEGER;
-ALTER TABLE sends ADD COLUMN latency_s REAL;
-UPDATE sends SET end_number = send_id WHERE ended_at IS NOT NULL;
-CREATE TABLE concepts (digest TEXT PRIMARY KEY, concept TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE verdicts (key TEXT NOT NULL, concept TEXT NOT NULL REFERENCES concepts, concept_id TEXT NOT NULL,
-                       contract TEXT NOT NULL, verdict TEXT NOT NULL, score TEXT NOT NULL, text TEXT NOT NULL,
-                       PRIMARY KEY (key, concept_id));
-UPDATE sends SET cost_nanousd = (SELECT CAST(round(coalesce(json_extract(response, '$.usage.cost_usd'), 0) * 1e9)
-    AS INTEGER) FROM results WHERE results.send_id = sends.send_id)
-    WHERE send_id IN (SELECT send_id FROM results WHERE response IS NOT NULL);
-CREATE INDEX sends_open ON sends (key) WHERE ended_at IS NULL;
-CREATE INDEX sends_by_end ON sends (end_number);
-"""
 
 
 @dataclass(frozen=True)
@@ -159,12 +96,12 @@ class Journal:
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version == 0 and tables == 0:
             # executescript commits by itself, so the version stands in the same script.
-            self._database.executescript(f"BEGIN EXCLUSIVE; {_TABLES} PRAGMA user_version = {_VERSION}; COMMIT;")
+            self._database.executescript(f"BEGIN EXCLUSIVE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
         elif version == 1:
-            self._database.executescript(f"BEGIN EXCLUSIVE; {_FROM_1} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version != _VERSION:
+            self._database.executescript(f"BEGIN EXCLUSIVE; {FROM_1} PRAGMA user_version = {VERSION}; COMMIT;")
+        elif version != VERSION:
             raise ArtifactError(
-                f"{self.path} is no journal that this version reads (version {version}, not {_VERSION}).",
+                f"{self.path} is no journal that this version reads (version {version}, not {VERSION}).",
                 "Name another journal file, or go on with the version of po_distill that wrote it.",
             )
 
@@ -402,7 +339,7 @@ class Journal:
         """What is wrong with the file, by SQLite's own check and by the rules of this module."""
         found = [str(row["integrity_check"]) for row in self._mappings("PRAGMA integrity_check")]
         problems = [line for line in found if line != "ok"]
-        for rule, query in _RULES.items():
+        for rule, query in RULES.items():
             if count := self._one(query):
                 problems.append(f"{count} {rule}")
         return problems
@@ -490,27 +427,6 @@ class Journal:
                 f"The journal {self.path} cannot be made: {error.strerror or error}.",
                 "Name a journal that you may write.",
             ) from error
-
-
-# What has to hold in every journal: what is wrong -> how many rows show it.
-_RULES = {
-    "results whose send is missing": ("SELECT count(*) FROM results WHERE send_id NOT IN (SELECT send_id FROM sends)"),
-    "results whose send has no end": (
-        "SELECT count(*) FROM results JOIN sends USING (send_id) WHERE sends.ended_at IS NULL"
-    ),
-    "verdicts about calls without an answer": (
-        "SELECT count(*) FROM verdicts WHERE key NOT IN (SELECT key FROM results WHERE response IS NOT NULL)"
-    ),
-    "verdicts about concepts that are missing": (
-        "SELECT count(*) FROM verdicts WHERE concept NOT IN (SELECT digest FROM concepts)"
-    ),
-    "sends that cost more than was reserved for them": (
-        "SELECT count(*) FROM sends WHERE reserved_nanousd > 0 AND cost_nanousd > reserved_nanousd"
-    ),
-    "sends after the result of their call": (
-        "SELECT count(*) FROM sends JOIN results USING (key) WHERE sends.send_id > results.send_id"
-    ),
-}
 
 
 def _fault(text: str) -> ProviderFault:
