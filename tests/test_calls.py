@@ -310,6 +310,7 @@ def child(folder: Path, options: dict):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in a background job
     )
 
 

@@ -116,7 +116,7 @@ def test_an_interrupted_command_says_so_and_leaves_no_half_file(tmp_path: Path, 
     write_jsonl(tmp_path / "c.jsonl", ProductOwnerRole().generate_concepts(1500, seed=1))
     before = files(tmp_path)
     command = [sys.executable, "-m", "po_distill", "dataset", "--input", "c.jsonl", "--output", "d.jsonl"]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=_listen)
     journal = tmp_path / "logs/distillation/teacher_journal.sqlite"
     deadline = time.monotonic() + 60
     while not journal.exists() and time.monotonic() < deadline:
@@ -258,7 +258,17 @@ def test_the_journal_is_read_by_commands_of_its_own(folder: Path) -> None:
     assert not (folder / "none.sqlite").exists()
 
 
-def started(folder: Path, *arguments: str, delay_s: float = 0.4) -> subprocess.Popen[str]:
+def _listen() -> None:
+    """As in the foreground, wherever the tests run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _ignore() -> None:
+    """As in a shell's background job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def started(folder: Path, *arguments: str, delay_s: float = 0.4, listening: bool = True) -> subprocess.Popen[str]:
     """A dataset run whose calls take a while, with at least four of them in flight."""
     command = [
         *(sys.executable, "-m", "po_distill", "dataset", "--input", "c.jsonl", "--output", "d.jsonl"),
@@ -266,7 +276,13 @@ def started(folder: Path, *arguments: str, delay_s: float = 0.4) -> subprocess.P
         *("--option", "ledger=ledger", *arguments),
     ]
     child = subprocess.Popen(
-        command, cwd=folder, env=WITH_TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=WITH_TESTS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_listen if listening else _ignore,
     )
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and len(asked(folder)) < 4:
@@ -279,11 +295,15 @@ def asked(folder: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "listening"),
+    [(signal.SIGTERM, True), (signal.SIGTERM, False), (signal.SIGINT, True)],
+    ids=["terminated", "terminated in the background", "interrupted"],
+)
 def test_a_stopped_teacher_awaits_what_is_in_flight_and_prints_how_to_go_on(
-    folder: Path, number: signal.Signals
+    folder: Path, number: signal.Signals, listening: bool
 ) -> None:
-    child = started(folder)
+    child = started(folder, listening=listening)
     time.sleep(0.6)  # a few have been answered
     child.send_signal(number)
     _, said = child.communicate(timeout=30)

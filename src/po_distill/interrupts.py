@@ -65,19 +65,23 @@ class Steps:
             self._task.cancel()
 
 
+def _handlers_to_replace() -> dict[signal.Signals, Any]:
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    if found[signal.SIGINT] is not signal.default_int_handler:
+        del found[signal.SIGINT]
+    return {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+
+
 @contextlib.contextmanager
 def event_loop_steps() -> Iterator[Steps]:
     """An event loop to run coroutines on, closed at the end of the block.
 
-    Signals are handled where Python hands them out (the main thread) and nobody else took SIGINT.
+    Signals are handled where Python hands them out (the main thread). One that is ignored stays so (SIGINT is, in a
+    shell's background job), and a SIGINT that somebody else took stays theirs.
     """
     with asyncio.Runner() as runner:
         steps = Steps(runner)
-        ours = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
-        before = {number: signal.getsignal(number) for number in _SIGNALS} if ours else {}
+        before = _handlers_to_replace() if threading.current_thread() is threading.main_thread() else {}
         for number in before:
             signal.signal(number, steps._on_interrupt)
         try:
