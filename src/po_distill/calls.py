@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 _MAY_PASS = ("rate_limited", "unavailable", "timeout")
 _NOTHING_MORE: Any = object()
+_FIRST_SHARE = 0.75  # of the window: half would cost a twentieth of a run of eight rounds
 _DRAIN_S = 15.0  # what a local model is given to end what it is at
 _PAID_DRAIN_S = 3600.0  # what is paid for is awaited, until a second Ctrl-C
 
@@ -105,6 +106,7 @@ class Caller:
         self.width = max(most, self.traits.window or 0)
         self.window = Window(
             self.width,
+            first_share=_FIRST_SHARE,
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
             clock=clock,

@@ -1,6 +1,6 @@
 """How many calls are in flight: a sliding window that the server's answers widen and narrow.
 
-It begins with half of what it may have and widens by one with every answer (slow start) until the server slows us
+It begins with a share of what it may have and widens by one with every answer (slow start) until the server slows us
 down for the first time. From then on it is judged round by round, a round being the time that an answer takes: the
 share of slowed sends narrows it gently, by half of that share (as DCTCP does, Alizadeh et al., SIGCOMM 2010); a round
 without widens it by a quarter. A share of a tenth is taken for noise, not for a limit. Sends are spaced then, so that
@@ -38,6 +38,7 @@ class Window:
         self,
         most: int,
         *,
+        first_share: float = 0.5,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -45,7 +46,7 @@ class Window:
         chance: random.Random | None = None,
     ) -> None:
         self.most = most
-        self.size = float(max(1, -(-most // 2)))
+        self.size = float(max(1, math.ceil(most * first_share)))
         self.in_flight = 0
         self._slow_start = True
         self._ends = self._slowed = 0  # of this round
