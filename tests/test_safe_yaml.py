@@ -23,6 +23,42 @@ def test_what_yaml_writes_is_read_back(value: object) -> None:
     assert safe_yaml.load(text) == yaml.safe_load(text)
 
 
+_OWN_LINES = st.lists(
+    st.sampled_from(
+        (
+            *('a: "x"', "a:", "b:", "b: []", "  c:", "  c: []", '  d: "#: y"', '- "1"', '  - "2"', '    - "3"', ""),
+            *('  - "é — 12:30 \u00a0 "', 'yes: "x"', 'on: "x"', '"a": "x"', 'a: ""', "a: 2023-01-01", '   - "x"'),
+            *("    e:", "a: ", '- "\\n"', 'a: "\u2028"', 'a: "\ufeff"', 'a: "\U0001fffe"', 'a: "\t"', 'a: "x" '),
+            *('a: "x"\r', "  - []", 'null: "x"'),
+        )
+    ),
+    max_size=9,
+)
+
+
+@settings(max_examples=2000)
+@given(_OWN_LINES)
+@example(["a:", '- "1"'])
+@example(["a:", "  c:", '    - "3"', '  d: "#: y"', "b: []"])
+@example(["a:", '  - "2"', "  c:"])
+def test_the_form_of_our_own_documents_is_read_as_the_loader_reads_it(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    try:
+        expected = yaml.safe_load(text)
+    except yaml.YAMLError:
+        expected = None
+    found = safe_yaml._read_own_form(text)
+    assert found is None or (found == expected and list(found) == list(expected))
+
+
+def test_the_documents_that_a_role_writes_are_in_that_form() -> None:
+    role = ProductOwnerRole(contract="fenced")
+    for concept in role.generate_concepts(20, seed=1):
+        text = role.answer_by_rules(concept)
+        for block in text.replace("```yaml VISION\n", "").replace("```yaml REVIEW\n", "").split("\n```"):
+            assert not block or safe_yaml._read_own_form(block.strip("\n")) == yaml.safe_load(block)
+
+
 def test_a_few_aliases_are_read() -> None:
     assert safe_yaml.load("a: &x [1]\nb: *x") == {"a": [1], "b": [1]}
 

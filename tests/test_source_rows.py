@@ -91,7 +91,15 @@ def test_an_id_that_is_used_twice_is_refused(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "c.jsonl", [CONCEPT, CONCEPT])
     with pytest.raises(InputError, match=r"line 2: .* used twice"):
         read_concepts(tmp_path / "c.jsonl", ROLE)
-    assert len(read_concepts(tmp_path / "c.jsonl", ROLE, most=1)) == 1
+    assert len(ConceptFile(tmp_path / "c.jsonl", ROLE, most=1)) == 1
+
+
+def test_concepts_that_are_to_be_kept_are_read_beyond_the_cut(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "concept_id": f"C-{n}"} for n in range(6)]
+    write_jsonl(tmp_path / "c.jsonl", [*rows[:4], {"input": rows[4]}, {"concept_id": "C-9"}])
+    concepts = ConceptFile(tmp_path / "c.jsonl", ROLE, most=2, keep={"C-1", "C-3", "C-4"})
+    assert [concept.concept_id for concept in concepts] == ["C-0", "C-1", "C-3", "C-4"]
+    assert len(concepts) == 4
 
 
 def test_a_broken_line_is_refused_with_its_number(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def load(text: str, *, what: str = "the YAML text") -> Any:
             f"{what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.",
             "Shorten it, or split it into several concepts.",
         )
+    if (document := _read_own_form(text)) is not None:
+        return document
     try:
         if not _is_plainly_within_bounds(text):
             _check_bounds(text, what)
@@ -89,6 +91,54 @@ def _kept(text: str) -> Any:
 
 
 _MOST_KEPT_CHARACTERS = 20_000
+
+
+# --- what this library writes itself ------------------------------------------------------------
+
+# A line of a document as roles write it: `key:`, `key: []`, `key: "text"` or `- "text"`; no escapes, and nothing in
+# the text that YAML refuses. Keys that YAML 1.1 reads as a boolean or as nothing are left to the loader.
+_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\"\\\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]"
+_OWN_LINE = re.compile(
+    rf'((?:  ){{0,2}})(?:((?!(?:y|n|yes|no|on|off|true|false|null):)[a-z][a-z_]*):(?: (?:(\[\])|"({_PRINTABLE}*)"))?'
+    rf'|- "({_PRINTABLE}*)")'
+)
+_OPEN: Any = object()
+
+
+def _read_own_form(text: str) -> dict[str, Any] | None:
+    """What the loader would read, for texts in the form of a role's documents; None for any other text.
+
+    That is a mapping of texts, lists of texts, and mappings of those. Most of what is read was written by this
+    library, and this takes a fifth of the loader's time.
+    """
+    top: dict[str, Any] = {}
+    inner: dict[str, Any] = {}  # the mapping under the last key of `top`, where it has one
+    owner, name, depth = top, "", -9  # the key that was opened last; only under it may items stand
+    for line in text.split("\n"):
+        if (match := _OWN_LINE.fullmatch(line)) is None:
+            return None
+        indent, key, empty, value, item = match.groups()
+        if item is not None:
+            if len(indent) != depth + 2:
+                return None
+            if owner[name] is _OPEN:
+                owner[name] = []
+            owner[name].append(item)
+            continue
+        opened = bool(name) and owner[name] is _OPEN
+        if opened and len(indent) == depth + 2 == 2:
+            owner[name] = inner = {}
+        elif opened or len(indent) == 4 or (indent and top.get(next(reversed(top), "")) is not inner):
+            return None
+        owner = inner if indent else top
+        if key in owner:
+            return None
+        owner[key] = [] if empty else _OPEN if value is None else value
+        name, depth = (key, len(indent)) if value is None and not empty else ("", -9)
+    return None if name and owner[name] is _OPEN else top
+
+
+# --- bounds -------------------------------------------------------------------------------------
 
 
 def _is_plainly_within_bounds(text: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,22 +31,25 @@ class Recorded(NamedTuple):
     stored_score: float | None
 
 
-def read_concepts(path: Path | str, role: Role, *, most: int | None = None) -> list[Concept]:
+def read_concepts(path: Path | str, role: Role) -> list[Concept]:
     """The concepts of a JSONL file as a list; see ConceptFile."""
-    return list(ConceptFile(path, role, most=most))
+    return list(ConceptFile(path, role))
 
 
 class ConceptFile:
     """The concepts of a JSONL file, read anew each time they are gone through: however many, few are held.
 
     The file is checked whole on opening: raises InputError, with file, line and field, at the first row that is no
-    concept, that repeats an id, or whose requirements the role refuses. `most` reads only so many.
+    concept, that repeats an id, or whose requirements the role refuses. `most` reads only so many, and after them
+    those whose id is in `keep`.
     """
 
-    def __init__(self, path: Path | str, role: Role, *, most: int | None = None) -> None:
-        self._path, self._role = Path(path), role
+    def __init__(
+        self, path: Path | str, role: Role, *, most: int | None = None, keep: Collection[str] = frozenset()
+    ) -> None:
+        self._path, self._role, self._most, self._keep = Path(path), role, most, keep
         seen: set[bytes] = set()
-        for number, concept in self._rows(most):
+        for number, concept in self._rows():
             where = f"{path}, line {number}"
             try:
                 role.check(concept)
@@ -63,11 +66,15 @@ class ConceptFile:
         return self._count
 
     def __iter__(self) -> Iterator[Concept]:
-        return (concept for _, concept in self._rows(self._count))
+        return (concept for _, concept in self._rows())
 
-    def _rows(self, most: int | None) -> Iterator[tuple[int, Concept]]:
-        for number, row in itertools.islice(read_jsonl(self._path), most):
+    def _rows(self) -> Iterator[tuple[int, Concept]]:
+        rows = read_jsonl(self._path)
+        for number, row in itertools.islice(rows, self._most):
             yield number, concept_of(row, f"{self._path}, line {number}", self._role)
+        for number, row in rows if self._keep else ():
+            if _named_id(row) in self._keep:
+                yield number, concept_of(row, f"{self._path}, line {number}", self._role)
 
 
 def vary_all(role: Role, given: Sequence[Concept], count: int, seed: int) -> list[Concept]:
@@ -143,6 +150,12 @@ def concept_of(row: Mapping[str, Any], where: str, role: Role) -> Concept:
         planted_label=source["planted_label"] if isinstance(source.get("planted_label"), str) else None,
         metadata=dict(metadata) if isinstance(metadata, Mapping) else {},
     )
+
+
+def _named_id(row: Mapping[str, Any]) -> str:
+    """The id that a row of a concept gives itself; empty where it gives none."""
+    sources = [source for source in (row.get("concept"), row.get("input"), row) if isinstance(source, Mapping)]
+    return next((str(source["concept_id"]) for source in sources if source.get("concept_id")), "")
 
 
 def answer_of(row: Mapping[str, Any], role: Role) -> str | None:

@@ -291,10 +291,12 @@ def test_a_quota_that_is_used_up_is_refused_as_waiting_does_not_help(server):
     openai = spent + "error, read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors."
     fake.faults.planned = [
         Fault("status", 429, code="insufficient_quota", message=openai),
+        Fault("status", 429, code="insufficient_quota", message="Slow down."),
         Fault("status", 429, message=spent + "error, head to: https://ai.google.dev/gemini-api/docs/rate-limits."),
     ]
     error = failure(address)
     assert error.fault == "refused" and "billing" in error.fix
+    assert failure(address).fault == "refused"
     assert failure(address).fault == "rate_limited"
 
 

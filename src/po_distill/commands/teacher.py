@@ -63,7 +63,12 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     type=_PATH,
     help="JSONL of concepts, or of recorded answers in any of the accepted forms.",
 )
-@sectioned("What is answered", "--max-records", type=click.IntRange(min=1), help="Read only so many rows.")
+@sectioned(
+    "What is answered",
+    "--max-records",
+    type=click.IntRange(min=1),
+    help="Read only so many rows, and the watched ones.",
+)
 @sectioned(
     "What is answered",
     "--target",
@@ -183,8 +188,8 @@ def dataset(
         "watch": watch.split(",") if watch is not None else None,
     }
     wanted = teacher_settings(values, "The options")
-    concepts = ConceptFile(input_path, opened, most=max_records)
     teacher = open_teacher(opened, wanted, logs)
+    concepts = ConceptFile(input_path, opened, most=max_records, keep=teacher.watch)
     if dry_run:
         plan = teacher.plan(concepts, target=target)
         return print_result(plan, as_json, lambda _: console.tell_plan(plan))

@@ -193,14 +193,16 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _message(body: bytes) -> str:
-    """The message in an error's body, in any of the usual shapes."""
+    """The message in an error's body, in any of the usual shapes, with its code where that is a word."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return _excerpt(body)
     error = value.get("error", value) if isinstance(value, dict) else value
     message = error.get("message", error) if isinstance(error, dict) else error
-    return str(message)[:_EXCERPT]
+    code = error.get("code") if isinstance(error, dict) else None
+    told = f" ({code})" if isinstance(code, str) and code not in str(message) else ""
+    return str(message)[:_EXCERPT] + told[:_EXCERPT]
 
 
 def _excerpt(body: bytes) -> str:

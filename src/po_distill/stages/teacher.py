@@ -100,7 +100,7 @@ class Teacher:
         if generation.thinking is None and capabilities and capabilities.default_thinking is not None:
             self._generation = generation.model_copy(update={"thinking": capabilities.default_thinking})
         self._metric = load_metric(metric) if isinstance(metric, str) else metric
-        self._watch = frozenset(getattr(opened, "watch", ()) if watch is None else watch)
+        self.watch = frozenset(getattr(opened, "watch", ()) if watch is None else watch)
         self._journal_path, self._log_path = Path(journal_path), log_path
         self._retries, self._limits = retries, limits
         self.rejections: list[Rejection] = []  # of the last `answer` or `write`
@@ -240,7 +240,7 @@ class Teacher:
         width = caller.width + _READY
         with closing(caller.stream(watched, answering.answer, width, in_order=in_order)) as results:
             for judged in results:
-                counting.add(judged, judged.concept_id in self._watch)
+                counting.add(judged, judged.concept_id in self.watch)
                 self.summary = counting.summary()
                 show(self.summary, counting.scores, int(caller.window.size))
                 yield judged.result
@@ -248,7 +248,7 @@ class Teacher:
         self.summary = counting.summary()
 
     def _marked(self, concept: Concept) -> Concept:
-        if concept.concept_id not in self._watch:
+        if concept.concept_id not in self.watch:
             return concept
         return concept.model_copy(update={"metadata": {**concept.metadata, "watch": True}})
 
@@ -290,7 +290,7 @@ class _Counting:
         self._failed: Counter[str] = Counter()
         self._verdicts: Counter[str] = Counter()
         self._labels: Counter[str] = Counter()
-        self._watched: dict[str, str] = {}
+        self.watched: dict[str, str] = {}
         self._callers: list[Caller] = []
         self._stopped: str | None = None
 
@@ -304,7 +304,7 @@ class _Counting:
         self._asked += 1
         self._verdicts[judged.verdict] += 1
         if watched:
-            self._watched.setdefault(judged.concept_id, judged.verdict)
+            self.watched.setdefault(judged.concept_id, judged.verdict)
         if isinstance(judged.result, Rejection):
             self._failed[judged.verdict] += 1
             return
@@ -326,7 +326,7 @@ class _Counting:
             accepted=self._verdicts[ACCEPTED],
             rejected=rejected,
             labels=dict(sorted(self._labels.items())),
-            watched=dict(sorted(self._watched.items())),
+            watched=dict(sorted(self.watched.items())),
             sends=sum(tally.sends for tally in tallies),
             from_journal=sum(tally.from_journal for tally in tallies),
             in_doubt=sum(tally.in_doubt for tally in tallies),
