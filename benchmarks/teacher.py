@@ -244,7 +244,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--width", type=int, default=64, help="calls in flight")
     parser.add_argument("--latency-s", type=float, default=0.3)
-    parser.add_argument("--runs", type=int, default=3, help="turns of raw and ours")
+    parser.add_argument("--runs", type=int, default=5, help="turns of raw and ours")
     parser.add_argument("--quota-calls", type=int, default=600)
     parser.add_argument("--provider", default="vertex_cli", choices=["vertex_cli", "vertex_sdk"])
     parser.add_argument("--curator", help="a Python that has bespokelabs-curator")
