@@ -35,6 +35,13 @@ def test_the_dataset_example_accounts_for_every_answer(tmp_path: Path) -> None:
     assert sum(len((tmp_path / name).read_text().splitlines()) for name in files) == 60
 
 
+def test_the_doctors_example_names_the_rules_that_are_broken(tmp_path: Path) -> None:
+    lines = run("dataset_doctor.py", folder=tmp_path).splitlines()
+    broken = {line.split()[1] for line in lines if line.startswith("BROKEN")}
+    assert broken == {"gate", "duplicate_prompts", "rare_class"}
+    assert lines[-1] == "not fit for training"
+
+
 def test_the_metric_example_tells_sound_from_empty(tmp_path: Path) -> None:
     said = run("metric.py", folder=tmp_path)
     assert "sound: 0.95" in said

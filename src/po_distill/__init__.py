@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Adapter,
         Answer,
         BaseModelSpec,
+        Checkup,
         Completion,
         Concept,
         ConfigChange,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from po_distill.roles.product_owner.scoring import product_owner_metric
     from po_distill.settings import Settings
     from po_distill.stages.dataset_builder import DatasetBuilder
+    from po_distill.stages.dataset_doctor import DatasetDoctor
     from po_distill.stages.evaluator import Evaluator
     from po_distill.stages.lora_trainer import LoRATrainer
     from po_distill.stages.merger import Merger
@@ -55,7 +57,7 @@ _HOMES = {
     "interfaces": ("Launcher", "Provider", "Role"),
     "pipeline": ("DistillResult", "distill"),
     "records": (
-        *("Adapter", "Answer", "BaseModelSpec", "Completion", "Concept", "ConfigChange", "Dataset"),
+        *("Adapter", "Answer", "BaseModelSpec", "Checkup", "Completion", "Concept", "ConfigChange", "Dataset"),
         *("EvaluationReport", "Example", "GGUFFile", "GenerationSettings", "LoRASettings", "MergedModel", "Message"),
         *("OllamaPackage", "PromptContract", "ProviderSettings", "Rejection", "Request", "Response", "RunManifest"),
         *("Score", "Usage", "Verdict", "Violation"),
@@ -63,6 +65,7 @@ _HOMES = {
     "roles.product_owner.scoring": ("product_owner_metric",),
     "settings": ("Settings",),
     "stages.dataset_builder": ("DatasetBuilder",),
+    "stages.dataset_doctor": ("DatasetDoctor",),
     "stages.evaluator": ("Evaluator",),
     "stages.lora_trainer": ("LoRATrainer",),
     "stages.merger": ("Merger",),
@@ -74,6 +77,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled out for type checkers
     "Teacher",
     "DatasetBuilder",
+    "DatasetDoctor",
     "LoRATrainer",
     "Merger",
     "Packager",
@@ -89,6 +93,7 @@ __all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled
     "Adapter",
     "Answer",
     "BaseModelSpec",
+    "Checkup",
     "Completion",
     "Concept",
     "ConfigChange",

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from po_distill.artifacts import digest_value
 from po_distill.calls import Answered, Caller
 from po_distill.errors import InputError, NotAskedError, PODistillError, ProviderError
+from po_distill.gate import gravity
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.metric import Metric
@@ -258,15 +259,6 @@ class Answering:
 
 def _gravest_first(violations: tuple[Violation, ...]) -> tuple[Violation, ...]:
     return tuple(sorted(violations, key=lambda violation: gravity(violation.kind)))
-
-
-# What an answer is rejected for, the reason that says most first.
-_GRAVEST = ("missing_", "unreadable_", "status_outside_enum", "wrong_type", "empty_text", "unknown_key")
-
-
-def gravity(kind: str) -> int:
-    """The rank of a violation's kind among the reasons of a rejection: the smallest says most."""
-    return next((rank for rank, prefix in enumerate(_GRAVEST) if kind.startswith(prefix)), len(_GRAVEST))
 
 
 def _rejected(concept: Concept, reason: str, detail: str) -> Judged:

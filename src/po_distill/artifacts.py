@@ -328,7 +328,7 @@ def record_stage(
         )
     manifest = RunManifest(
         version=folder.name,
-        po_distill=_installed("po-distill") or "unknown",
+        po_distill=package_version(),
         contract=contract or (before.contract if before else None),
         inputs={**(before.inputs if before else {}), **inputs},
         outputs={**(before.outputs if before else {}), **outputs},
@@ -341,6 +341,11 @@ def record_stage(
 
 
 _RECORDED_PACKAGES = ("torch", "transformers", "peft", "trl", "gguf", "libgguf", "xllamacpp", "safetensors")
+
+
+def package_version() -> str:
+    """The version of this package; "unknown" where it is not installed."""
+    return _installed("po-distill") or "unknown"
 
 
 def _installed(package: str) -> str | None:

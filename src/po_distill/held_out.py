@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from po_distill.artifacts import digest_value, read_jsonl
+from po_distill.artifacts import digest_file, digest_value, read_jsonl
 from po_distill.errors import InputError
+from po_distill.gate import asked_of
 from po_distill.interfaces import Role
-from po_distill.records import Concept
-from po_distill.source_rows import concept_of
+from po_distill.records import Concept, InputFile, Rejection
+from po_distill.row_files import files_of, raw_rows, row_in
+from po_distill.source_rows import concept_of, prompt_text
+
+if TYPE_CHECKING:
+    from po_distill.row_table import RowTable
 
 
 def read_cases(path: Path | str, role: Role) -> list[Concept]:
     """The concepts of a JSONL file of Concept, Example or Completion rows, or any that source_rows reads."""
-    return [concept_in(row, f"{path}, line {number}", role) for number, row in read_jsonl(path)]
+    return [concept_of(row, f"{path}, line {number}", role) for number, row in read_jsonl(path)]
 
 
-def concept_in(row: Mapping[str, Any], where: str, role: Role) -> Concept:
-    """The concept of a row, whose prompt may be a chat. Raises InputError where it holds none."""
-    prompt = _prompt_text(row)
-    return concept_of(row if prompt is None else {**row, "prompt": prompt}, where, role)
+def read_held_out(paths: Iterable[Path | str], role: Role) -> tuple[RowTable, tuple[InputFile, ...]]:
+    """What files of held-out rows ask, and which files they are. Raises InputError where a row holds no concept."""
+    from po_distill.row_table import RowTable
+
+    table, files = RowTable(), []
+    for path in paths:
+        rows = 0
+        for raw in raw_rows(path):
+            row = row_in(raw)
+            if isinstance(row, Rejection):
+                raise InputError(f"{raw.where}: {row.reason}: {row.detail}.", "Correct or delete that line.")
+            table.add_asked(asked_of(concept_of(row, raw.where, role)))
+            rows += 1
+        files.append(input_file(path, rows))
+    return table, tuple(files)
+
+
+def input_file(path: Path | str, rows: int) -> InputFile:
+    """The record of a file (or folder) that was read."""
+    digests = [digest_file(file) for file in files_of(path)]
+    return InputFile(path=str(path), digest=digests[0] if Path(path).is_file() else digest_value(digests), rows=rows)
 
 
 def refuse_leaks(concepts: Iterable[Concept], train_path: Path | str, role: Role) -> None:
     """Raise InputError, with the ids, where a concept or one that it is a variation of was trained on."""
     families, prompts = set(), set()
     for number, row in read_jsonl(train_path):
-        if (prompt := _prompt_text(row)) is not None:
+        if (prompt := prompt_text(row)) is not None:
             prompts.add(_squeezed(prompt))
         try:
-            families.add(_family(concept_in(row, f"{train_path}, line {number}", role)))
+            families.add(_family(concept_of(row, f"{train_path}, line {number}", role)))
         except InputError:
             if prompt is None:
                 raise
@@ -79,15 +101,6 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 def _family(concept: Concept) -> str:
     """What a concept shares with its variations; the dataset is split by the same."""
     return _squeezed(str(concept.metadata.get("group", concept.concept))).lower()
-
-
-def _prompt_text(row: Mapping[str, Any]) -> str | None:
-    """The row's prompt as one text: of a chat's messages, the last one of the user."""
-    prompt = row.get("prompt")
-    if not isinstance(prompt, list):
-        return prompt if isinstance(prompt, str) else None
-    texts = [turn.get("content") for turn in prompt if isinstance(turn, dict) and turn.get("role") == "user"]
-    return texts[-1] if texts and isinstance(texts[-1], str) else None
 
 
 def _squeezed(text: str) -> str:

@@ -73,7 +73,8 @@ class Role(Protocol):
     labels: ClassVar[tuple[str, ...]]  # the classes an answer can be of, such as aligned
     contracts: ClassVar[tuple[str, ...]]  # the names of its contracts; the first is the default, `json` is structured
 
-    # A class attribute `watch`, which may be left out, names concepts known to be hard: a teacher's run reports each.
+    # May be left out: a class attribute `watch` names concepts known to be hard, a teacher's run reports each; a method
+    # `inspect(concept, text) -> Inspection` counts what the dataset doctor shows of answers.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 

@@ -168,11 +168,16 @@ class _Road:
                 metric=self.settings.teacher.metric,
                 validation_share=wanted.validation_share,
                 test_share=wanted.test_share,
+                held_out=wanted.held_out,
+                near=wanted.near,
+                contracts=wanted.contracts,
+                shapes=wanted.shapes,
             )
             return builder.build(artifacts.read_records(completions_path, Completion), path)
 
         depends_on = {
             "completions": digest_file(completions_path),
+            "held_out": [digest_file(path) for path in wanted.held_out],
             "settings": wanted.model_dump(mode="json"),
             "min_score": self.settings.teacher.min_score,
             "metric": self.settings.teacher.metric,
@@ -195,6 +200,7 @@ class _Road:
             manifest = artifacts.read_manifest(self.folder)
             if manifest and "train" in manifest.stages:  # killed between the trainer's note and ours
                 return artifacts.read_record(record_path, Adapter)
+            self._require_fit(dataset)
             trainer = LoRATrainer(
                 base=wanted.base,
                 lora=wanted.lora,
@@ -214,6 +220,20 @@ class _Road:
 
         outputs = {"adapter": adapter_path}
         return self.run.stage("train", depends_on, outputs, work, lambda: artifacts.read_record(record_path, Adapter))
+
+    def _require_fit(self, dataset: Dataset) -> None:
+        """Raise InputError where the train split breaks a rule that the settings do not allow to be broken."""
+        from po_distill.stages.dataset_doctor import DatasetDoctor, require_fit
+
+        wanted = self.settings
+        doctor = DatasetDoctor(
+            self.role,
+            min_score=wanted.teacher.min_score,
+            metric=wanted.teacher.metric,
+            held_out=wanted.dataset.held_out,
+            allow=wanted.train.allow,
+        )
+        require_fit(doctor.check(dataset.paths["train"]))
 
     def _merge(self, adapter: Adapter) -> MergedModel:
         from po_distill.stages.merger import Merger

@@ -69,6 +69,10 @@ class DatasetSettings(_Section):
     path: str = "artifacts/distillation/po_teacher_dataset.jsonl"
     validation_share: Fraction = 0.05
     test_share: Fraction = 0.1
+    held_out: list[str] = Field(default_factory=list)  # files that no row may be in, exactly or nearly
+    near: Annotated[float, Field(gt=0, le=1)] = 0.9  # similarity from which rows of one class are duplicates
+    contracts: dict[str, Fraction] | None = None  # shares of the contracts that rows are rendered in; null is one
+    shapes: list[str] = Field(default_factory=list)  # also written as messages, prompt_completion, parquet
 
 
 class TrainSettings(_Section):
@@ -86,6 +90,7 @@ class TrainSettings(_Section):
     seed: int = 7
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
     launcher: str = "local"
+    allow: list[str] = Field(default_factory=list)  # rules of `dataset check` that the dataset may break
 
 
 class PackageSettings(_Section):

@@ -46,6 +46,28 @@ def open_role(role: str, contract: str | None, prompt_path: Path | None) -> Any:
     return load("roles", role)(contract=contract, prompt=read_text(prompt_path) if prompt_path else None)
 
 
+def open_role_of(path: Path, role: str, contract: str | None, prompt_path: Path | None) -> tuple[Any, dict[str, Any]]:
+    """The role, and what rows are judged by, for the dataset at `path`: as its manifest says, where it has one.
+
+    The settings are `min_score`, `metric` and `near`, as far as they are known.
+    """
+    from po_distill.dataset_diff import manifest_of
+
+    made = manifest_of(path)
+    if made is None:
+        return open_role(role, contract, prompt_path), {}
+    known = {name: made.settings[name] for name in ("min_score", "metric", "near") if made.settings.get(name)}
+    if contract is not None or prompt_path is not None or made.contract is None or made.contract.role != role:
+        return open_role(role, contract, prompt_path), known
+    from po_distill.plugins import load
+
+    kind = load("roles", role)
+    own = kind(contract=made.contract.name).contract.system
+    return kind(
+        contract=made.contract.name, prompt=None if own == made.contract.system else made.contract.system
+    ), known
+
+
 def print_result(record: BaseModel | dict[str, Any], as_json: bool, show: Callable[[Any], None] | None = None) -> None:
     """A result: as one JSON object, or as `show` puts it for people."""
     data = record if isinstance(record, dict) else record.model_dump(mode="json")
@@ -67,13 +89,25 @@ class SectionedCommand(click.Command):
     """A command whose many options are shown under headings, in the order in which the headings come first."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
-                sections.setdefault(getattr(parameter, "section", "Output"), []).append(record)
-        for section, records in sections.items():
-            with formatter.section(section):
-                formatter.write_dl(records)
+        _write_sections(self, ctx, formatter)
+
+
+class SectionedGroup(click.Group):
+    """A group that is a command with many options itself, where it is called without one of its commands."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_sections(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+def _write_sections(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        if (record := parameter.get_help_record(ctx)) is not None:
+            sections.setdefault(getattr(parameter, "section", "Output"), []).append(record)
+    for section, records in sections.items():
+        with formatter.section(section):
+            formatter.write_dl(records)
 
 
 def sectioned(section: str, *arguments: Any, **settings: Any) -> Callable[[_F], _F]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from po_distill.commands.options import DATASET, MODELS, json_option, print_result
+from po_distill.commands.options import DATASET, MODELS, json_option, open_role_of, print_result, role_options
 
 
 @click.command()
@@ -38,20 +38,32 @@ from po_distill.commands.options import DATASET, MODELS, json_option, print_resu
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
 @click.option("--minutes", type=click.FloatRange(min=0.1), help="Plan the steps to fit this time.")
 @click.option("--seed", default=7, show_default=True)
+@role_options
+@click.option("--held-out", multiple=True, type=click.Path(path_type=Path), help="File that no row may be in.")
+@click.option("--allow", multiple=True, help="A rule of `dataset check` that the dataset may break; may be repeated.")
 @click.option("--quantization-aware", type=click.Choice(["q4_0"]), help="Train against weights rounded as they ship.")
 @click.option("--launcher", default="local", show_default=True, help="Where the run runs.")
 @json_option
 def train(
     data: Path, base: str, output: Path | None, rank: int, alpha: float, dropout: float, epochs: float, batch: int,
     lr: float, max_seq_len: int, max_samples: int | None, max_steps: int | None, minutes: float | None, seed: int,
+    role: str, contract: str | None, prompt_path: Path | None, held_out: tuple[Path, ...], allow: tuple[str, ...],
     quantization_aware: Any, launcher: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train a LoRA adapter on a dataset."""
+    """Train a LoRA adapter on a dataset.
+
+    The dataset is checked first, as by `dataset check`: one that is not fit for training is refused, unless --allow
+    names each rule that it breaks.
+    """
     from po_distill.artifacts import next_version
     from po_distill.records import LoRASettings
     from po_distill.reporting import console
+    from po_distill.stages.dataset_doctor import DatasetDoctor, require_fit
     from po_distill.stages.lora_trainer import LoRATrainer
 
+    opened, judged_by = open_role_of(data, role, contract, prompt_path)
+    doctor = DatasetDoctor(opened, held_out=held_out, allow=allow, **judged_by)  # the trainer counts tokens itself
+    require_fit(doctor.check(data, most=max_samples))
     folder = output or Path(MODELS) / next_version(MODELS, "po_student")
     trainer = LoRATrainer(
         base=base, lora=LoRASettings(rank=rank, alpha=alpha, dropout=dropout), epochs=epochs, batch=batch,

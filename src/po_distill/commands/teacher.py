@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from po_distill.commands.dataset import check, diff
 from po_distill.commands.options import (
     CONCEPTS,
     DATASET,
     EXIT_NOT_PASSED,
-    SectionedCommand,
+    SectionedGroup,
     json_option,
     named_values,
     open_role,
@@ -52,7 +53,7 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     print_result(found, as_json, lambda _: console.tell_counts(f"{len(made)} concepts in {output}", labels))
 
 
-@click.command(cls=SectionedCommand)
+@click.group(cls=SectionedGroup, invoke_without_command=True)
 @sectioned(
     "What is answered",
     "--input",
@@ -128,6 +129,21 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     help="How often a weak answer is asked for again.",
 )
 @sectioned("What is accepted", "--metric", help="package.module:function in place of the role's metric.")
+@sectioned(
+    "What is accepted",
+    "--held-out",
+    multiple=True,
+    type=_PATH,
+    help="File that no row may be in, exactly or nearly; may be repeated.",
+)
+@sectioned(
+    "What is accepted",
+    "--near",
+    default=0.9,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Similarity from which rows of one class are duplicates; 1 keeps all but equal ones.",
+)
 @sectioned("Money and pace", "--budget-usd", type=_POSITIVE, help="What all runs of the journal may cost together.")
 @sectioned("Money and pace", "--dry-run", is_flag=True, help="Print calls, tokens and cost; send nothing.")
 @sectioned(
@@ -149,19 +165,34 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     help="Calls of a killed run that may have been paid for.",
 )
 @sectioned("Output", "--output", "--output-path", "output", default=DATASET, show_default=True, type=_PATH)
+@sectioned("Output", "--contracts", help="Render rows under several contracts, by share: fenced=0.7,json=0.3.")
+@sectioned("Output", "--stamp", help="Time written into each target, ISO 8601.  [default: the day of the answer]")
+@sectioned(
+    "Output",
+    "--also",
+    "shapes",
+    multiple=True,
+    type=click.Choice(["messages", "prompt_completion", "parquet"]),
+    help="Write the rows in this form too; may be repeated.",
+)
+@sectioned("Output", "--workers", type=click.IntRange(min=1), help="Processes that score.  [default: one a processor]")
 @sectioned("Output", "--logs", default=_LOGS, show_default=True, type=_PATH, help="Folder of journal and cost log.")
 @json_option
 def dataset(
     input_path: Path, output: Path, logs: Path, max_records: int | None, target: int | None, mix: str | None,
     watch: str | None, role: str, contract: str | None, prompt_path: Path | None, dry_run: bool, thinking: str | None,
     options: tuple[str, ...], project: str | None, location: str | None, allow_models: tuple[str, ...],
-    as_json: bool, **chosen: Any,
+    held_out: tuple[Path, ...], near: float, contracts: str | None, stamp: str | None, shapes: tuple[str, ...],
+    workers: int | None, as_json: bool, **chosen: Any,
 ) -> None:  # fmt: skip
     """Let a teacher answer concepts, and build the gated dataset.
 
     Where the input holds answers already, no teacher is asked: they are scored again and gated. Every answer is
-    journalled: the same command goes on where it was stopped, and pays for nothing twice.
+    journalled: the same command goes on where it was stopped, and pays for nothing twice. `dataset check` says
+    whether a file of rows is fit for training, `dataset diff` how two datasets differ.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return None
     from po_distill.artifacts import read_records
     from po_distill.pipeline import open_teacher
     from po_distill.records import Completion
@@ -171,12 +202,15 @@ def dataset(
     from po_distill.stages.dataset_builder import DatasetBuilder, beside
 
     opened = open_role(role, contract, prompt_path)
-    builder = DatasetBuilder(opened, min_score=chosen["min_score"], metric=chosen["metric"])
+    if mix and not target:
+        raise click.UsageError("--mix gives shares of a target: name it with --target.")
+    builder = DatasetBuilder(
+        opened, min_score=chosen["min_score"], metric=chosen["metric"], held_out=held_out, near=near,
+        contracts=shares(contracts), target=target, mix=shares(mix), stamp=stamp, shapes=shapes, workers=workers,
+    )  # fmt: skip
     if has_answers(input_path, opened):
         built = builder.build_from(input_path, output, most=max_records)
         return print_result(built, as_json, lambda _: console.tell_dataset(built))
-    if mix and not target:
-        raise click.UsageError("--mix gives shares of a target: name it with --target.")
     own = {**named_values(options), **({"project": project} if project else {})}
     values = {
         **{name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
@@ -206,3 +240,7 @@ def dataset(
     if summary.stopped:
         raise click.exceptions.Exit(EXIT_NOT_PASSED)
     return None
+
+
+dataset.add_command(check)
+dataset.add_command(diff)

@@ -10,6 +10,7 @@ from po_distill.records.answers import (
     Completion,
     Concept,
     GenerationSettings,
+    Inspection,
     Message,
     PromptContract,
     Rejection,
@@ -41,7 +42,9 @@ from po_distill.records.evaluation import (
 )
 from po_distill.records.integration import (
     ConfigChange,
+    JudgedReport,
     PluginInfo,
+    Promotion,
 )
 from po_distill.records.providers import (
     ModelCapabilities,
@@ -92,6 +95,8 @@ __all__ = [
     "GGUFFile",
     "GenerationSettings",
     "InputFile",
+    "Inspection",
+    "JudgedReport",
     "Lengths",
     "LoRASettings",
     "MergedModel",
@@ -101,6 +106,7 @@ __all__ = [
     "OllamaPackage",
     "PluginInfo",
     "Price",
+    "Promotion",
     "PromptContract",
     "ProviderSettings",
     "ProviderTraits",

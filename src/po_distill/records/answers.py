@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
-from po_distill.records.record import Digest, Fraction, Record
+from po_distill.records.record import Digest, Fraction, Record, none_for_no_text
 
 
 class Concept(Record):
@@ -21,6 +21,17 @@ class Concept(Record):
     tier: str = "medium"  # how involved the case is: simple, medium, complex
     planted_label: str | None = None  # the class of the right answer, where the generator planted it
     metadata: dict[str, JsonValue] = Field(default_factory=dict)  # anything else the source said
+
+    _no_text = field_validator("existing_vision", "planted_label", mode="before")(none_for_no_text)
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """JSON text, as the rows of a dataset hold it, is read."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
 
 
 class Message(Record):
@@ -114,6 +125,14 @@ class Score(Record):
     violations: tuple[Violation, ...] = ()  # what the gate looks at, beyond the metric
     label: str | None = None  # the class of the answer, such as aligned; None where it has none
     valid: bool = False  # production can read the answer as it stands
+
+
+class Inspection(Record):
+    """What a role counts and reads in one answer, beyond its score: for the dataset doctor."""
+
+    counts: dict[str, int] = Field(default_factory=dict)  # a stable name, such as alignment_items -> how many
+    values: dict[str, str] = Field(default_factory=dict)  # a stable name, such as last_updated -> what stands there
+    parts: tuple[str, ...] = ()  # what the concept is made of, whose variety is looked at: requirement sentences
 
 
 class Completion(Record):

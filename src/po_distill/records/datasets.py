@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from po_distill.records.answers import Concept, Message, PromptContract
-from po_distill.records.record import Digest, Fraction, Record
+from po_distill.records.record import Digest, Fraction, Record, none_for_no_text
 
 Split = Literal["train", "validation", "test"]
 
@@ -22,6 +22,8 @@ class Example(Record):
     label: str | None = None  # the class of the target, for balance and per-class figures
     score: float | None = None  # the metric of the target
     raw: str | None = None  # the teacher's own text, before canonical rendering
+
+    _no_text = field_validator("label", "raw", mode="before")(none_for_no_text)
 
 
 class InputFile(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,3 +18,8 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, ser_json_inf_nan="strings"
     )
+
+
+def none_for_no_text(value: Any) -> Any:
+    """None for an empty text. Rows hold no null: readers take the type of a column from the first rows."""
+    return None if value == "" else value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 
 from po_distill.errors import MissingExtraError
 from po_distill.records import CandidateResult, CaseResult, Completion, EvaluationReport
 from po_distill.reporting import plots
 from po_distill.reporting.figures import answered_label, counted
 from po_distill.reporting.markdown import main_rows, seconds, share, title_of, worst_cases
+from po_distill.reporting.page import breakable, document, figure, pairs, section, table
 
 _RIGHT = ' class="right"'  # a cell where planted and answered agree
 
@@ -21,31 +21,21 @@ def render_html(report: EvaluationReport, completions: Mapping[str, Sequence[Com
     Without matplotlib (extra `report`) the page says what is missing in place of the plots.
     """
     sections = (
-        _section("Figures", _main_table(report)),
-        _section("Plots", _plots(report)),
-        _section("Verdict accuracy per class", _classes(report)),
-        _section("What was answered for which class", _matrices(report)),
-        _section("Violations", _violations(report)),
-        _section("Cases", _cases(report, completions or {})),
-        _section("How it was measured", _method(report)),
-        _section("Artifacts", _artifacts(report)),
+        section("Figures", _main_table(report)),
+        section("Plots", _plots(report)),
+        section("Verdict accuracy per class", _classes(report)),
+        section("What was answered for which class", _matrices(report)),
+        section("Violations", _violations(report)),
+        section("Cases", _cases(report, completions or {})),
+        section("How it was measured", _method(report)),
+        section("Artifacts", _artifacts(report)),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Evaluation of {escape(report.role)}</title>\n<style>\n{_style()}</style>\n</head>\n<body>\n"
-        f"{_header(report)}\n<main>\n{''.join(sections)}</main>\n"
-        f'<footer class="soft"><p>Written by po_distill, {escape(report.created_at)}.</p></footer>\n'
-        "</body>\n</html>\n"
+    return document(
+        f"Evaluation of {report.role}",
+        _header(report),
+        sections,
+        f"Written by po_distill, {escape(report.created_at)}.",
     )
-
-
-def _style() -> str:
-    return files("po_distill.reporting").joinpath("page.css").read_text(encoding="utf-8")
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n" if body else ""
 
 
 def _header(report: EvaluationReport) -> str:
@@ -57,17 +47,17 @@ def _header(report: EvaluationReport) -> str:
         word, _, figure = reason.partition(": ")
         reasons.append(f'<li><b class="{escape(word.replace(" ", "-"))}">{escape(word)}</b> {escape(figure)}</li>')
     return (
-        f"<header>\n<h1>Evaluation of the role {escape(report.role)}</h1>\n"
+        f"<h1>Evaluation of the role {escape(report.role)}</h1>\n"
         f'<p class="outcome">The student is {outcome}.</p>\n<ul class="reasons">{"".join(reasons)}</ul>\n'
-        f'<p class="soft">{report.cases} held-out cases: {labels}.</p>\n</header>'
+        f'<p class="soft">{report.cases} held-out cases: {labels}.</p>'
     )
 
 
 def _main_table(report: EvaluationReport) -> str:
-    table = _table(["", *map(title_of, report.candidates)], main_rows(report))
+    figures = _table(["", *map(title_of, report.candidates)], main_rows(report))
     stand_ins = [c.name for c in report.candidates if c.stand_in]
     note = f'<p class="soft">Stand-in: rules answered in place of a model ({escape(", ".join(stand_ins))}).</p>'
-    return table + (note if stand_ins else "")
+    return figures + (note if stand_ins else "")
 
 
 def _plots(report: EvaluationReport) -> str:
@@ -79,7 +69,7 @@ def _plots(report: EvaluationReport) -> str:
         )
     except MissingExtraError as error:
         return f'<p class="soft">{escape(error.problem)} {escape(error.fix)}</p>'
-    figures = (f"<figure><figcaption>{title}</figcaption>{svg}</figure>" for title, svg in drawn if svg)
+    figures = (figure(title, svg) for title, svg in drawn if svg)
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
@@ -99,9 +89,9 @@ def _matrices(report: EvaluationReport) -> str:
 
 def _matrix(candidate: CandidateResult) -> str:
     answered = list(next(iter(candidate.confusion.values())))
-    head = "".join(f'<th scope="col">{_label(label)}</th>' for label in answered)
+    head = "".join(f'<th scope="col">{breakable(label)}</th>' for label in answered)
     rows = "".join(
-        f'<tr><th scope="row">{_label(label)}</th>'
+        f'<tr><th scope="row">{breakable(label)}</th>'
         + "".join(f"<td{_RIGHT if name == label else ''}>{counts[name]}</td>" for name in answered)
         + "</tr>"
         for label, counts in candidate.confusion.items()
@@ -193,19 +183,9 @@ def _artifacts(report: EvaluationReport) -> str:
     return _list(report.artifacts.items()) if report.artifacts else ""
 
 
-def _label(text: str) -> str:
-    """A name that may break behind an underscore, where a phone has no room for it."""
-    return escape(text).replace("_", "_<wbr>")
-
-
-def _list(pairs: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
+def _list(given: Iterable[tuple[str, str]]) -> str:
+    return pairs((name, escape(value)) for name, value in given)
 
 
 def _table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join(
-        f'<tr><th scope="row">{_label(name)}</th>' + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
-        for name, values in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return table([escape(cell) for cell in header], ((name, [escape(cell) for cell in cells]) for name, cells in rows))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from po_distill.records import CandidateResult, CaseResult, EvaluationReport
 from po_distill.reporting.figures import answered_label, counted
+from po_distill.reporting.foreign_text import for_markdown
 
 _WORST = 5
 
@@ -68,14 +68,14 @@ def worst_cases(report: EvaluationReport, most: int = _WORST) -> tuple[Candidate
 
 def _head(report: EvaluationReport) -> str:
     outcome = "The student is **accepted**." if report.verdict.passed else "The student is **not accepted**."
-    labels = ", ".join(f"{count} {_text(label)}" for label, count in report.labels.items())
-    return f"# Evaluation of the role {_text(report.role)}\n\n{outcome} {report.cases} held-out cases: {labels}."
+    labels = ", ".join(f"{count} {for_markdown(label)}" for label, count in report.labels.items())
+    return f"# Evaluation of the role {for_markdown(report.role)}\n\n{outcome} {report.cases} held-out cases: {labels}."
 
 
 def _main_table(report: EvaluationReport) -> str:
-    stand_ins = [_text(c.name) for c in report.candidates if c.stand_in]
+    stand_ins = [for_markdown(c.name) for c in report.candidates if c.stand_in]
     note = f"\n\nStand-in: rules answered in place of a model ({', '.join(stand_ins)})." if stand_ins else ""
-    titles = [_text(title_of(c)) for c in report.candidates]
+    titles = [for_markdown(title_of(c)) for c in report.candidates]
     return _table(["", *titles], [[name, *values] for name, values in main_rows(report)]) + note
 
 
@@ -86,8 +86,8 @@ def _classes(report: EvaluationReport) -> str:
     rows = []
     for label in labels:
         found = [c.verdicts.get(label) for c in report.candidates]
-        rows.append([_text(label), *(share(v.right / v.cases, v.cases) if v else "" for v in found)])
-    titles = [_text(title_of(c)) for c in report.candidates]
+        rows.append([for_markdown(label), *(share(v.right / v.cases, v.cases) if v else "" for v in found)])
+    titles = [for_markdown(title_of(c)) for c in report.candidates]
     return "## Verdict accuracy per class\n\n" + _table(["Planted class", *titles], rows)
 
 
@@ -98,10 +98,11 @@ def _confusion(report: EvaluationReport) -> str:
             continue
         answered = list(next(iter(candidate.confusion.values())))
         rows = [
-            [_text(label), *(str(counts[name]) for name in answered)] for label, counts in candidate.confusion.items()
+            [for_markdown(label), *(str(counts[name]) for name in answered)]
+            for label, counts in candidate.confusion.items()
         ]
-        header = ["Planted \\ answered", *map(_text, answered)]
-        parts.append(f"### {_text(title_of(candidate))}\n\n{_table(header, rows)}")
+        header = ["Planted \\ answered", *map(for_markdown, answered)]
+        parts.append(f"### {for_markdown(title_of(candidate))}\n\n{_table(header, rows)}")
     return "## What was answered for which class\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -112,8 +113,8 @@ def _violations(report: EvaluationReport) -> str:
     )
     if not kinds:
         return "## Violations\n\nNone."
-    rows = [[_text(kind), *(str(c.violations.get(kind, 0)) for c in report.candidates)] for kind in kinds]
-    header = ["Answers that show it", *(_text(title_of(c)) for c in report.candidates)]
+    rows = [[for_markdown(kind), *(str(c.violations.get(kind, 0)) for c in report.candidates)] for kind in kinds]
+    header = ["Answers that show it", *(for_markdown(title_of(c)) for c in report.candidates)]
     return "## Violations\n\n" + _table(header, rows)
 
 
@@ -121,31 +122,31 @@ def _worst_cases(report: EvaluationReport) -> str:
     candidate, cases = worst_cases(report)
     rows = [
         [
-            _text(case.concept_id),
-            _text(case.expected_label or "not planted"),
-            _text(answered_label(case.score)),
+            for_markdown(case.concept_id),
+            for_markdown(case.expected_label or "not planted"),
+            for_markdown(answered_label(case.score)),
             f"{counted(case.score):.3f}",
-            _text(case.finish),
-            "; ".join(f"{_text(v.kind)}: {_text(v.detail)}" for v in case.score.violations[:3]) or "none",
+            for_markdown(case.finish),
+            "; ".join(f"{for_markdown(v.kind)}: {for_markdown(v.detail)}" for v in case.score.violations[:3]) or "none",
         ]
         for case in cases
     ]
     header = ["Concept", "Planted", "Answered", "Metric", "Finish", "Violations"]
-    return f"## Cases to read first ({_text(title_of(candidate))})\n\n" + _table(header, rows)
+    return f"## Cases to read first ({for_markdown(title_of(candidate))})\n\n" + _table(header, rows)
 
 
 def _method(report: EvaluationReport) -> str:
     contract, generation = report.contract, report.generation
     sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
     lines = [
-        f"Measured {_text(report.created_at)} on {report.cases} held-out concepts, the same prompt for all.",
-        f"Prompt contract {_text(contract.role)}/{_text(contract.name)}, answers in the form "
-        f"{_text(contract.output_format)}, digest {contract.digest[:19]}.",
+        f"Measured {for_markdown(report.created_at)} on {report.cases} held-out concepts, the same prompt for all.",
+        f"Prompt contract {for_markdown(contract.role)}/{for_markdown(contract.name)}, answers in the form "
+        f"{for_markdown(contract.output_format)}, digest {contract.digest[:19]}.",
         f"Decoding: {sampling}, at most {generation.max_tokens} tokens an answer. Recorded answers were decoded as "
         "they were recorded.",
         "An answer is valid when production can read it as it stands; in the metric an invalid answer counts 0. "
         "Balanced accuracy is the mean over the planted classes of the share that was recognised.",
-        *(f"{_text(title_of(c))}: {_text(c.model)}." for c in report.candidates),
+        *(f"{for_markdown(title_of(c))}: {for_markdown(c.model)}." for c in report.candidates),
     ]
     return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -153,13 +154,13 @@ def _method(report: EvaluationReport) -> str:
 def _artifacts(report: EvaluationReport) -> str:
     if not report.artifacts:
         return ""
-    rows = [[_text(name), _text(path, limit=None)] for name, path in report.artifacts.items()]
+    rows = [[for_markdown(name), for_markdown(path, longest=None)] for name, path in report.artifacts.items()]
     return "## Artifacts\n\n" + _table(["What", "Where"], rows)
 
 
 def _verdict(report: EvaluationReport) -> str:
     outcome = "accepted" if report.verdict.passed else "not accepted"
-    reasons = "\n".join(f"- {_text(reason, limit=None)}" for reason in report.verdict.reasons)
+    reasons = "\n".join(f"- {for_markdown(reason, longest=None)}" for reason in report.verdict.reasons)
     return f"## Verdict: {outcome}\n\n{reasons}"
 
 
@@ -170,17 +171,6 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _numeric(row: Sequence[str]) -> bool:
     return all(not cell or cell[0].isdigit() or cell == "–" for cell in row[1:])
-
-
-def _text(value: str, limit: int | None = 160) -> str:
-    """Text of other people, as one line that Markdown shows as it is."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in value).split())
-    if limit is not None and len(line) > limit:
-        line = line[: limit - 1] + "…"
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = re.sub(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", line)
-    # GitHub makes links of these by themselves.
-    return line.replace("://", ":&#47;/").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
 def _optional(value: float | None) -> str:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from po_distill.records import CandidateResult, EvaluationReport
+from po_distill.reporting.foreign_text import for_terminal
 from po_distill.reporting.markdown import main_rows, title_of
 
 
@@ -46,7 +47,7 @@ def report_table(report: EvaluationReport) -> Table:
 
 def _plain(text: str, style: str = "") -> Text:
     """Text of other people: neither rich's markup nor the terminal's escape sequences act in it."""
-    return Text("".join(c for c in text if c.isprintable() or c == "\n"), style=style)
+    return Text("\n".join(for_terminal(line, longest=None) for line in text.split("\n")), style=style)
 
 
 _COLOURS = {"passed": "green", "failed": "red", "not judged": "yellow"}

@@ -13,7 +13,7 @@ from po_distill import plugins
 from po_distill.artifacts import now, parse_record, read_jsonl, write_json, write_jsonl, write_text
 from po_distill.calls import Caller, Retries
 from po_distill.errors import ContractMismatchError, InputError, ProviderError, SettingsError
-from po_distill.held_out import concept_in, content, listed, read_cases, refuse_leaks, stratified
+from po_distill.held_out import content, listed, read_cases, refuse_leaks, stratified
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.progress import progress, say
@@ -33,7 +33,7 @@ from po_distill.reporting.acceptance import judge
 from po_distill.reporting.figures import candidate_result
 from po_distill.reporting.html import render_html
 from po_distill.reporting.markdown import render_markdown
-from po_distill.source_rows import answer_of
+from po_distill.source_rows import answer_of, concept_of
 
 Candidate: TypeAlias = ProviderSettings | Path | str | Sequence[Completion]
 """Whom to judge: a provider to ask, or recorded completions (a JSONL file, or the records themselves)."""
@@ -219,7 +219,7 @@ class Evaluator:
         text = answer_of(row, self.role)
         # Rows of other tools name no contract: that they were asked the same is for the user to know.
         return Completion(
-            concept=concept_in(row, where, self.role),
+            concept=concept_of(row, where, self.role),
             text=text or "",
             model=str(row.get("model") or path.name),
             provider="recorded",

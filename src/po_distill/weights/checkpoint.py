@@ -65,15 +65,29 @@ def locate(base: str) -> BaseCheckpoint:
 
     Raises WeightsError where it cannot be had or lacks a needed file, PluginError where the name is unknown.
     """
+    path, spec = _place(base, _HUB_FILES)
+    return _described(base, path, spec)
+
+
+def locate_tokenizer(base: str) -> Path:
+    """The folder with the tokenizer of a base model; from the hub nothing else is downloaded. Raises as `locate`."""
+    path, _ = _place(base, [*TOKENIZER_FILES, "config.json"])
+    if not (path / "tokenizer.json").exists():
+        raise WeightsError(f"{path} has no tokenizer.json.", "Name a folder or a hub id that has one.")
+    return path
+
+
+def _place(base: str, hub_files: list[str]) -> tuple[Path, BaseModelSpec | None]:
+    """The folder that a base's name stands for, and its registered row; from the hub only `hub_files` are had."""
     spec = _registered(base)
     if spec is not None:
-        return _described(base, _from_package(spec) or _from_hub(spec.hub_id, spec), spec)
+        return _from_package(spec) or _from_hub(spec.hub_id, spec, hub_files), spec
     folder = Path(base).expanduser()
     if folder.exists():
-        return _described(base, folder, None)
+        return folder, None
     if _HUB_ID.match(base):
         spec = find_spec(base)
-        return _described(base, (spec and _from_package(spec)) or _from_hub(base, spec), spec)
+        return (spec and _from_package(spec)) or _from_hub(base, spec, hub_files), spec
     known = plugins.names("base_models")
     near = plugins.nearest(base, known)
     raise InputError(
@@ -285,7 +299,7 @@ def _digest_weights(file: Path) -> str:
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def _from_hub(hub_id: str, spec: BaseModelSpec | None) -> Path:
+def _from_hub(hub_id: str, spec: BaseModelSpec | None, files: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -297,7 +311,7 @@ def _from_hub(hub_id: str, spec: BaseModelSpec | None) -> Path:
         "copy the folder here and give its path as the base."
     )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=files))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise WeightsError(

@@ -25,7 +25,7 @@ from po_distill.errors import ArtifactError, InputError, PODistillError, Trainin
 from po_distill.progress import progress, say
 from po_distill.records import Adapter, Record, TrainingJob, TrainingSummary
 from po_distill.weights.checkpoint import TOKENIZER_FILES, digest_checkpoint
-from po_distill.weights.tokenization import TokenizedRow, tokenize_file
+from po_distill.weights.tokenization import TokenizedRow, load_tokenizer, tokenize_file
 from po_distill.weights.training_plan import TrainingPlan, choose_micro_batch, make_plan, row_order
 
 FAILURE_NAME = "failure.json"
@@ -81,7 +81,7 @@ def train(job: TrainingJob, *, started_s: float) -> Adapter:
     artifacts.refuse_existing(job.output_path)
     _quieten()
     from po_distill.weights.quantization_aware import QuantizationAware
-    from po_distill.weights.student_model import fast_precision, load_student, load_tokenizer
+    from po_distill.weights.student_model import fast_precision, load_student
 
     base = Path(job.base_path)
     tokenizer = load_tokenizer(base)

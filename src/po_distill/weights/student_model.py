@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, set_seed
 
 from po_distill.errors import TrainingError
 from po_distill.records import LoRASettings
@@ -22,17 +22,10 @@ from po_distill.weights.training_plan import Precision
 
 _BF16_GAIN = 1.2  # how much faster than fp32 products bf16 ones have to be before a processor trains in bf16
 _PROBE_TOKENS = 1024
+_SHORTEST_S = 1e-3  # a product that is done sooner says nothing
 _PROBES = 5
 _MEMORY_SHARE = 0.4  # of the free memory, for what a pack keeps for its backward pass
 _MOST_TOKENS = 8192  # of a pack; beyond that nothing gets faster
-
-
-def load_tokenizer(base: Path) -> Any:
-    """The checkpoint's own tokenizer, chat template included. Raises TrainingError where it does not load."""
-    try:
-        return AutoTokenizer.from_pretrained(base, local_files_only=True)
-    except Exception as error:  # a tokenizer file can be wrong in any way
-        raise TrainingError(f"The tokenizer in {base} does not load: {error}.", "Download the base again.") from error
 
 
 def load_student(base: Path, lora: LoRASettings, precision: Precision, *, seed: int) -> PeftModel:
@@ -83,7 +76,7 @@ def fast_precision(base: Path) -> Precision:
 
     A processor may know bf16 instructions and still be slower with them (about half as fast as in fp32
     on a Xeon whose AMX units the virtual machine hides), so a product of the model's own shape is
-    timed in both.
+    timed in both. One of a model so small that its time is noise is not: that trains in fp32, every time.
     """
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
@@ -98,6 +91,8 @@ def fast_precision(base: Path) -> Precision:
     for _ in range(1 + _PROBES):  # in turn, so that a slow moment of the machine hits both
         for precision, trial in trials.items():
             best[precision] = min(best[precision], _seconds(trial))
+    if best["float32"] < _SHORTEST_S:
+        return "float32"
     return "bfloat16" if best["bfloat16"] * _BF16_GAIN < best["float32"] else "float32"
 
 

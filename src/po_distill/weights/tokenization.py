@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from po_distill.artifacts import parse_record, read_jsonl
-from po_distill.errors import InputError, TrainingError
+from po_distill.errors import InputError, MissingExtraError, TrainingError
 from po_distill.records import Example, Message
 
 IGNORED = -100  # the label of a token that is not under the loss, as torch's cross-entropy has it
@@ -38,6 +38,18 @@ class TokenizedRow:
         return len(self.input_ids) - self.prompt_tokens
 
 
+def load_tokenizer(base: Path) -> Any:
+    """The tokenizer of a checkpoint's folder, chat template included. Raises TrainingError where it does not load."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("transformers", "train", "Counting tokens") from error
+    try:
+        return AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except Exception as error:  # a tokenizer file can be wrong in any way
+        raise TrainingError(f"The tokenizer in {base} does not load: {error}.", "Download the base again.") from error
+
+
 def tokenize_file(
     path: Path | str, tokenizer: Any, *, max_seq_len: int, max_samples: int | None = None
 ) -> list[TokenizedRow]:
@@ -47,7 +59,7 @@ def tokenize_file(
     where a row cannot be read or rendered, and where rows are longer than `max_seq_len` tokens.
     """
     rows = [
-        _tokenize(line, prompt, target, tokenizer, f"{path}, line {line}")
+        tokenize_row(line, prompt, target, tokenizer, f"{path}, line {line}")
         for line, prompt, target in islice(_read(path), max_samples)
     ]
     too_long = [row for row in rows if len(row.input_ids) > max_seq_len]
@@ -96,7 +108,8 @@ def _text(value: dict[str, Any], key: str, where: str) -> str:
 # --- one row ------------------------------------------------------------------------------------
 
 
-def _tokenize(line: int, prompt: Sequence[Message], target: str, tokenizer: Any, where: str) -> TokenizedRow:
+def tokenize_row(line: int, prompt: Sequence[Message], target: str, tokenizer: Any, where: str) -> TokenizedRow:
+    """One row. Raises InputError, with `where`, where the tokenizer's chat template cannot render it for training."""
     prompt_text = _render(tokenizer, prompt, where, add_generation_prompt=True)
     turn = _answer_turn(tokenizer, prompt, target, prompt_text, where)
     prompt_ids = _encode(tokenizer, prompt_text)

@@ -24,19 +24,23 @@ from po_distill.roles.product_owner.documents import (
     plain_text,
     schema_violations,
 )
-from po_distill.roles.product_owner.scoring import STATUSES
+from po_distill.roles.product_owner.scoring import STATUSES, is_timestamp, read_mapping
 
 _LABELS = {VISION: "VISION", REVIEW: "REVIEW"}
+# contract -> document -> (what opens its block, what closes it). The runs of spaces here and below are possessive: they
+# are never read twice, however many there are.
 _STRICT = {
-    "fenced": {name: re.compile(rf"```yaml {label}[ \t]*\n(.*?)```", re.DOTALL) for name, label in _LABELS.items()},
-    "tagged": {name: re.compile(rf"<{label}>(.*?)</{label}>", re.DOTALL) for name, label in _LABELS.items()},
+    "fenced": {name: (re.compile(rf"```yaml {label}[ \t]*+\n"), "```") for name, label in _LABELS.items()},
+    "tagged": {name: (re.compile(rf"<{label}>"), f"</{label}>") for name, label in _LABELS.items()},
 }
 # A fence may lack its language, its line end, or its end; what follows is the other block or nothing.
-_LOOSE_FENCE = re.compile(r"```[ \t]*(?:ya?ml)?[ \t:]*\n?[ \t]*(VISION|REVIEW)[ \t]*:?[ \t]*(?=\n|\Z)", re.IGNORECASE)
+_LOOSE_FENCE = re.compile(
+    r"```[ \t]*+(?:ya?ml)?[ \t:]*+\n?[ \t]*+(VISION|REVIEW)[ \t]*+:?[ \t]*+(?=\n|\Z)", re.IGNORECASE
+)
 _LOOSE_TAG = re.compile(r"<\s*(VISION|REVIEW)\s*>", re.IGNORECASE)
 _BLOCK_END = re.compile(r"```|<\s*/\s*(?:VISION|REVIEW)\s*>", re.IGNORECASE)
-_INNER_FENCE = re.compile(r"\A\s*```[ \t]*(?:ya?ml)?[ \t]*\n", re.IGNORECASE)  # a fence just inside a tag
-_PLAIN_FENCE = re.compile(r"```[ \t]*(?:ya?ml)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_INNER_FENCE = re.compile(r"\s*+```[ \t]*+(?:ya?ml)?[ \t]*+\n", re.IGNORECASE)  # a fence just inside a tag
+_PLAIN_FENCE = re.compile(r"```[ \t]*+(?:ya?ml)?[ \t]*+\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _FIRST_KEY = {
     VISION: re.compile(r"^product_name\s*:", re.MULTILINE),
     REVIEW: re.compile(r"^status\s*:", re.MULTILINE),
@@ -73,13 +77,15 @@ class _FaultError(Exception):
 
 def _strict_blocks(text: str, contract: str) -> dict[str, Any]:
     documents = {}
-    for name, pattern in _STRICT[contract].items():
-        match = pattern.search(text)
-        if match is None:
+    for name, (opening, closing) in _STRICT[contract].items():
+        opened = opening.search(text)
+        end = text.find(closing, opened.end()) if opened else -1
+        if opened is None or end < 0:
             raise _FaultError(f"missing_{_LABELS[name].lower()}", f"no {_LABELS[name]} block")
         try:
             # Line ends around a block are no part of what it says.
-            documents[name] = safe_yaml.load_shared(match[1].strip("\n"), what=f"the {_LABELS[name]} block")
+            block = text[opened.end() : end].strip("\n")
+            documents[name] = safe_yaml.load_shared(block, what=f"the {_LABELS[name]} block")
         except UnreadableYAMLError as error:
             raise _FaultError("unreadable_yaml", error.problem) from error
     return documents
@@ -93,10 +99,18 @@ def _strict_json(text: str) -> dict[str, Any]:
 
 
 def _load_json(text: str) -> Any:
+    """The value of a JSON text; None where it has none, or one that nests deeper than YAML may."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    inside = [value]
+    for _ in range(safe_yaml.MAX_DEPTH):
+        held = [item.values() if isinstance(item, dict) else item for item in inside if isinstance(item, (dict, list))]
+        if not held:
+            return value
+        inside = list(itertools.chain.from_iterable(held))
+    return None
 
 
 def _shape_faults(model: type[Any], document: Any, path: str) -> Iterable[Violation]:
@@ -145,9 +159,12 @@ def _labelled_blocks(text: str, opening: re.Pattern[str]) -> dict[str, str]:
     blocks: dict[str, str] = {}
     for match in opening.finditer(text):
         name = VISION if match[1].upper() == "VISION" else REVIEW
-        rest = _INNER_FENCE.sub("", text[match.end() :])
+        if name in blocks:
+            continue
+        inner = _INNER_FENCE.match(text, match.end())
+        rest = text[inner.end() if inner else match.end() :]
         end = _BLOCK_END.search(rest)
-        blocks.setdefault(name, rest[: end.start()] if end else rest)
+        blocks[name] = rest[: end.start()] if end else rest
     return blocks
 
 
@@ -175,8 +192,12 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def yaml_of(document: Mapping[str, Any]) -> str:
-    """Any JSON document as YAML text. JSON is YAML, but for how it is laid out."""
-    return str(yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20))
+    """Any JSON document as YAML text. JSON is YAML, but for how it is laid out, and for lone surrogates: `?` here."""
+    try:
+        return str(yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20))
+    except UnicodeEncodeError:
+        whole = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+        return yaml_of(json.loads(whole))
 
 
 def parse_answer(text: str) -> Answer:
@@ -210,6 +231,25 @@ def parse_answer(text: str) -> Answer:
     unread = {name for name, document in documents.items() if not document}
     found = [v for v in schema_violations(documents) if v.detail.split(".")[0].split(":")[0] not in unread]
     return Answer(documents=documents, violations=(*violations, *found), contract=contract)
+
+
+def inspect_answer(text: str) -> tuple[dict[str, int], dict[str, str]]:
+    """(counts, values) of an answer as YAML reads it, before anything is forgiven."""
+    documents: dict[str, dict[Any, Any]] = {}
+    for name, block in _find(text)[1].items():
+        documents[name] = block if isinstance(block, dict) else read_mapping(block)
+    review, vision = documents.get(REVIEW, {}), documents.get(VISION, {})
+    lists = review.get("requirements_alignment")
+    held = lists.values() if isinstance(lists, dict) else ()
+    items = [item for value in held if isinstance(value, list) for item in value]
+    time = vision.get("last_updated")
+    counts = {
+        "alignment_items": len(items),
+        "alignment_items_as_mappings": sum(isinstance(item, Mapping) for item in items),
+        "timestamps_not_text": int(VISION in documents and not is_timestamp(time)),
+    }
+    day = plain_text(time)[:10] if not isinstance(time, (Mapping, list)) else ""
+    return counts, {"last_updated": day} if day else {}
 
 
 def _repaired(model: type[Any], document: Mapping[Any, Any]) -> dict[str, Any]:

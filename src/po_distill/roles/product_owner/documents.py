@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
@@ -64,11 +65,12 @@ _MODELS: dict[str, type[Record]] = {VISION: ProductVision, REVIEW: ProductOwnerR
 
 _TAG = re.compile(r"<\s*(/?)\s*(VISION|REVIEW)\s*>", re.IGNORECASE)
 # Control characters, lone surrogates, zero width space and byte order mark, and the two non-characters of each plane.
-_UNWRITABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff"
-    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
-    + "]"
+_UNWRITABLE_CHARACTERS = "\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b\ufeff" + "".join(
+    chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)
 )
+_UNWRITABLE = re.compile(f"[{_UNWRITABLE_CHARACTERS}]")
+# What `normalised_text` changes; most texts have nothing of it. White space other than a space is among it.
+_ABNORMAL = re.compile(rf"""["\\`<{_UNWRITABLE_CHARACTERS}]|  |^ | $|[^\S ]""")
 _REPLACED = str.maketrans({'"': "'", "\\": "/", "`": "'"})
 
 
@@ -79,7 +81,10 @@ def normalised_text(value: Any) -> str:
     the tagged contract lose their brackets, white space is single, and what YAML cannot hold
     (control characters, lone surrogates, non-characters) is left out.
     """
-    text = " ".join(plain_text(value).translate(_REPLACED).split())
+    text = plain_text(value)
+    if _ABNORMAL.search(text) is None:
+        return text
+    text = " ".join(text.translate(_REPLACED).split())
     text = _UNWRITABLE.sub("", text)
     text = _TAG.sub(r"(\1\2)", text)
     return " ".join(text.split())
@@ -160,12 +165,27 @@ def schema_violations(documents: Documents) -> list[Violation]:
             found.append(Violation(kind=f"missing_{'vision' if name == VISION else 'review'}", detail=name))
             continue
         try:
-            model.model_validate(documents[name], strict=True)
+            model.model_validate(_with_few_unknown(model, documents[name]), strict=True)
         except ValidationError as error:
             found += [_violation(name, dict(detail)) for detail in error.errors(include_url=False)]
         if name == VISION and not is_timestamp(documents[name].get("last_updated")):
             found.append(Violation(kind="wrong_type", detail=f"{name}.last_updated is no ISO 8601 text"))
     return found
+
+
+_MOST_UNKNOWN = 20
+
+
+def _with_few_unknown(model: type[Record], document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with the first unknown keys alone: each is a violation, and an answer may hold thousands."""
+    known = model.model_fields
+    unknown = itertools.islice((name for name in document if name not in known), _MOST_UNKNOWN)
+    result = {name: document[name] for name in (*(name for name in known if name in document), *unknown)}
+    for name, value in result.items():
+        held = known[name].annotation if name in known else None
+        if isinstance(value, Mapping) and isinstance(held, type) and issubclass(held, Record):
+            result[name] = _with_few_unknown(held, value)
+    return result
 
 
 def _violation(document: str, detail: Mapping[str, Any]) -> Violation:
@@ -175,12 +195,16 @@ def _violation(document: str, detail: Mapping[str, Any]) -> Violation:
             kind="status_outside_enum", detail=f"status {_short(detail['input'])} is none of {', '.join(STATUSES)}"
         )
     kinds = {"missing": "missing_key", "extra_forbidden": "unknown_key", "string_too_short": "empty_text"}
+    path = _cut(path, 200)
     return Violation(kind=kinds.get(detail["type"], "wrong_type"), detail=f"{path}: {detail['msg'].lower()}")
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return _cut(repr(value), 60)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 # --- YAML ---------------------------------------------------------------------------------------

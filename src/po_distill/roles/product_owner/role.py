@@ -11,9 +11,9 @@ from pydantic import JsonValue
 from po_distill import safe_yaml
 from po_distill.errors import InputError, PODistillError, SettingsError
 from po_distill.interfaces import Documents
-from po_distill.records import Answer, Concept, Message, PromptContract, Score, Violation
+from po_distill.records import Answer, Concept, Inspection, Message, PromptContract, Score, Violation
 from po_distill.roles.product_owner import concepts, rules
-from po_distill.roles.product_owner.answers import find_blocks, parse_answer, production_faults
+from po_distill.roles.product_owner.answers import find_blocks, inspect_answer, parse_answer, production_faults
 from po_distill.roles.product_owner.documents import (
     REVIEW,
     VISION,
@@ -142,6 +142,12 @@ class ProductOwnerRole:
     def violations(self, concept: Concept, documents: Documents) -> tuple[Violation, ...]:
         """What the gate holds against documents."""
         return (*schema_violations(documents), *gate_violations(concept.requirements_yaml, documents))
+
+    def inspect(self, concept: Concept, text: str) -> Inspection:
+        """How many alignment items YAML reads as mappings, and times as no text; the day; the requirement sentences."""
+        counts, values = inspect_answer(text)
+        sentences = (description for _, description in list_requirements(concept.requirements_yaml))
+        return Inspection(counts=counts, values=values, parts=tuple(filter(None, sentences)))
 
     def json_schema(self) -> dict[str, JsonValue]:
         """The JSON schema of both documents in one object."""

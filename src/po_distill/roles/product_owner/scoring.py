@@ -204,18 +204,51 @@ def metric_advice(requirements_yaml: str, documents: Documents) -> tuple[str, ..
 
 
 def covered_share(requirements: list[tuple[str, str]], review: Mapping[Any, Any]) -> float:
-    """The share of the requirements that a review mentions, by id or by 30 % of its words."""
+    """The share of the requirements that a review mentions, by id or by 30 % of its words in one place."""
     segments = list(_review_segments(review))
     text = " ".join(segments).lower()
-    segment_tokens = [_tokens(segment) for segment in segments]
+    places: dict[str, int] = {}  # word -> the segments that hold it, a bit for each; most reviews name every id
 
     def is_covered(identifier: str, description: str) -> bool:
         if identifier and identifier.lower() in text:
             return True
         wanted = _tokens(description)
-        return bool(wanted) and any(len(wanted & tokens) / len(wanted) >= 0.3 for tokens in segment_tokens)
+        if wanted and not places:
+            places.update(_places(segments))
+        least = next((count for count in range(len(wanted) * 3 // 10, len(wanted)) if count / len(wanted) >= 0.3), 1)
+        return bool(wanted) and _is_in(least, [places[word] for word in wanted if word in places])
 
     return sum(is_covered(*requirement) for requirement in requirements) / len(requirements)
+
+
+def _places(segments: Iterable[str]) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for number, segment in enumerate(segments):
+        for word in _tokens(segment):
+            places[word] = places.get(word, 0) | 1 << number
+    return places
+
+
+def _is_in(least: int, sets: Iterable[int]) -> bool:
+    """Whether something is in `least` of the sets, each a bit for each member.
+
+    The sets are added up, all members at once: `sums` has a bit of every member's count in each integer. So thousands
+    of requirements are held against thousands of segments in no time.
+    """
+    sums: list[int] = []
+    for carry in sets:
+        for place, bits in enumerate(sums):
+            sums[place], carry = bits ^ carry, bits & carry
+        if carry:
+            sums.append(carry)
+    more, equal = 0, -1
+    for place in reversed(range(max(len(sums), least.bit_length()))):
+        bits = sums[place] if place < len(sums) else 0
+        if least >> place & 1:
+            equal &= bits
+        else:
+            more, equal = more | equal & bits, equal & ~bits
+    return bool(more | equal)
 
 
 def _review_segments(review: Mapping[Any, Any]) -> Iterable[str]:
