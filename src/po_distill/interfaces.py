@@ -74,7 +74,8 @@ class Role(Protocol):
     contracts: ClassVar[tuple[str, ...]]  # the names of its contracts; the first is the default, `json` is structured
 
     # May be left out: a class attribute `watch` names concepts known to be hard, a teacher's run reports each; a method
-    # `inspect(concept, text) -> Inspection` counts what the dataset doctor shows of answers.
+    # `inspect(concept, text) -> Inspection` counts what the dataset doctor shows of answers; a class attribute
+    # `violation_kinds` names what may be wrong with them, so that a count can be 0.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 

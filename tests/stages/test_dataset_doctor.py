@@ -238,7 +238,8 @@ def test_the_command_says_fit_or_not_by_its_exit_status(tmp_path: Path) -> None:
     )
     found = json.loads(run.stdout)
     assert run.exit_code == 0 and found["fit"] is True, run.output
-    assert {"rows", "distinct_prompts", "alignment_items", "leaked_rows"} <= set(found)
+    assert {"rows", "distinct_prompts", "alignment_items", "leaked_rows", "contradictory_prompts"} <= set(found)
+    assert found["status_outside_enum"] == found["too_few_actions"] == 0
     assert page.read_text().startswith("<!doctype html>")
     write_jsonl(tmp_path / "rows.jsonl", [row(CONCEPTS[0], "no")])
     assert CliRunner().invoke(cli, ["dataset", "check", str(tmp_path / "rows.jsonl")]).exit_code == 3

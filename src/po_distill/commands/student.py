@@ -60,7 +60,9 @@ def train(
     from po_distill.reporting import console
     from po_distill.stages.dataset_doctor import DatasetDoctor, require_fit
     from po_distill.stages.lora_trainer import LoRATrainer
+    from po_distill.weights.checkpoint import check_name
 
+    check_name(base)
     opened, judged_by = open_role_of(data, role, contract, prompt_path)
     doctor = DatasetDoctor(opened, held_out=held_out, allow=allow, **judged_by)  # the trainer counts tokens itself
     require_fit(doctor.check(data, most=max_samples))

@@ -29,9 +29,17 @@ def tell_dataset(built: Dataset) -> None:
     tell_counts(f"{built.inputs} answers: {accepted} accepted, {built.inputs - accepted} rejected", built.rejected)
     tell_counts("Accepted by split", {str(name): count for name, count in built.counts.items()})
     tell_counts("Accepted by verdict", built.labels)
+    if built.missing:
+        click.secho(f"Short of the target: {_listed(built.missing)}", fg="yellow")
     if built.rejected:
         click.echo(f"Each rejection with its reason: {built.rejected_path}")
-    tell_next(f"Dataset: {built.paths['train']}", f"po-distill train --data {built.paths['train']}")
+    for shape, path in built.also.items():
+        click.echo(f"{shape}: {path}")
+    click.echo(f"Dataset: {built.paths['train']}")
+    check = f"po-distill dataset check {built.paths['train']}"
+    tell_next(
+        f"Is it fit for training? {click.style(check, bold=True)}", f"po-distill train --data {built.paths['train']}"
+    )
 
 
 def tell_teacher(summary: TeacherSummary, budget_usd: float | None) -> None:

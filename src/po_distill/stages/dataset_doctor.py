@@ -117,7 +117,7 @@ class DatasetDoctor:
             accepted=chart.accepted,
             left=left,
             rejected=dict(chart.rejected.most_common()),
-            violations=dict(chart.violations.most_common()),
+            violations=_by_count(chart.violations, getattr(self.role, "violation_kinds", ())),
             distinct_prompts=chart.distinct_prompts,
             repeated_prompts=found.repeated,
             exact_duplicate_rows=found.exact,
@@ -354,6 +354,11 @@ def _missing_command(target: int | None, mix: Mapping[str, float] | None) -> str
 def _by_name(counts: Counter[str], expected: Sequence[str] = ()) -> dict[str, int]:
     """Counts by name; what is expected and was not met counts 0."""
     return {name: counts[name] for name in sorted({*counts, *expected})}
+
+
+def _by_count(counts: Counter[str], expected: Sequence[str]) -> dict[str, int]:
+    """The most frequent first; what is expected and was not met counts 0."""
+    return {**dict(counts.most_common()), **{name: 0 for name in expected if name not in counts}}
 
 
 def _told(counts: Counter[str]) -> str:

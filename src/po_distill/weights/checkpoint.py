@@ -85,9 +85,15 @@ def _place(base: str, hub_files: list[str]) -> tuple[Path, BaseModelSpec | None]
     folder = Path(base).expanduser()
     if folder.exists():
         return folder, None
-    if _HUB_ID.match(base):
-        spec = find_spec(base)
-        return (spec and _from_package(spec)) or _from_hub(base, spec, hub_files), spec
+    check_name(base)
+    spec = find_spec(base)
+    return (spec and _from_package(spec)) or _from_hub(base, spec, hub_files), spec
+
+
+def check_name(base: str) -> None:
+    """Raise InputError where a base can be nothing: no registered name, no folder, no hub id. Nothing is downloaded."""
+    if base in plugins.names("base_models") or Path(base).expanduser().exists() or _HUB_ID.match(base):
+        return
     known = plugins.names("base_models")
     near = plugins.nearest(base, known)
     raise InputError(

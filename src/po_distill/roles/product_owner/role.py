@@ -43,6 +43,20 @@ class ProductOwnerRole:
     # Concepts of the field team's set on which every teacher and student was weak.
     watch: ClassVar[tuple[str, ...]] = ("POCON-0004", "POCON-0009", "POCON-0012", "POCON-0115", "POCON-0191")
 
+    # What `violations` and `parse` may find, so that a count of it can be 0.
+    violation_kinds: ClassVar[tuple[str, ...]] = (
+        *(
+            "missing_vision",
+            "missing_review",
+            "unreadable_yaml",
+            "missing_key",
+            "unknown_key",
+            "wrong_type",
+            "empty_text",
+        ),
+        *("status_outside_enum", "unknown_requirement_id", "too_few_actions", "verdict_contradicts_lists"),
+    )
+
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
         """`contract` is one of `contracts`; `prompt` is a system text in place of the role's own."""
         name = contract or self.contracts[0]
