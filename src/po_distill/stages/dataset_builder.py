@@ -206,7 +206,7 @@ class DatasetBuilder:
         }
         of_split: dict[Split, list[int]] = {name: [] for name in SPLITS}
         for row in kept:
-            of_split[self._split_of(heap.groups[row])].append(row)
+            of_split[self._split_of(heap.points[row])].append(row)
         with progress("Writing rows", len(kept), "rows") as advance:
             for name in SPLITS:
                 with atomic_file(paths[name], "wb") as file:
@@ -245,9 +245,8 @@ class DatasetBuilder:
         write_json(beside(output, "manifest.json"), dataset)
         return dataset
 
-    def _split_of(self, group: str) -> Split:
+    def _split_of(self, point: float) -> Split:
         """The split that a concept falls into with its variations, whatever else is in the dataset."""
-        point = share_of(group)
         if point < self._test_share:
             return "test"
         return "validation" if point < self._test_share + self._validation_share else "train"
@@ -262,7 +261,7 @@ class _Heap:
         self._folder = output.parent
         self.table = RowTable()
         self.wheres: list[str] = []
-        self.groups: list[str] = []
+        self.points = array("d")  # where a concept's group falls between 0 and 1
         self.labels: list[str | None] = []
         self.tiers: list[str] = []
         self.languages: list[str] = []
@@ -289,7 +288,7 @@ class _Heap:
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
         self.wheres.append(look.where)
-        self.groups.append(look.passed.group)
+        self.points.append(share_of(look.passed.group))
         self.labels.append(look.passed.label and self._one(look.passed.label))
         self.tiers.append(self._one(look.seen.tier))
         self.languages.append(self._one(look.seen.language))
