@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         MergedModel,
         Message,
         OllamaPackage,
+        Promotion,
         PromptContract,
         ProviderSettings,
         Rejection,
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
         Verdict,
         Violation,
     )
+    from po_distill.role_model import RoleModel, resolve_role_model
     from po_distill.roles.product_owner.scoring import product_owner_metric
     from po_distill.settings import Settings
     from po_distill.stages.dataset_builder import DatasetBuilder
     from po_distill.stages.dataset_doctor import DatasetDoctor
     from po_distill.stages.evaluator import Evaluator
+    from po_distill.stages.integration import Integration
     from po_distill.stages.lora_trainer import LoRATrainer
     from po_distill.stages.merger import Merger
     from po_distill.stages.packager import Packager
@@ -59,7 +62,16 @@ _HOMES = {
     "records": (
         *("Adapter", "Answer", "BaseModelSpec", "Checkup", "Completion", "Concept", "ConfigChange", "Dataset"),
         *("EvaluationReport", "Example", "GGUFFile", "GenerationSettings", "LoRASettings", "MergedModel", "Message"),
-        *("OllamaPackage", "PromptContract", "ProviderSettings", "Rejection", "Request", "Response", "RunManifest"),
+        *(
+            "OllamaPackage",
+            "Promotion",
+            "PromptContract",
+            "ProviderSettings",
+            "Rejection",
+            "Request",
+            "Response",
+            "RunManifest",
+        ),
         *("Score", "Usage", "Verdict", "Violation"),
     ),
     "roles.product_owner.scoring": ("product_owner_metric",),
@@ -67,6 +79,8 @@ _HOMES = {
     "stages.dataset_builder": ("DatasetBuilder",),
     "stages.dataset_doctor": ("DatasetDoctor",),
     "stages.evaluator": ("Evaluator",),
+    "role_model": ("RoleModel", "resolve_role_model"),
+    "stages.integration": ("Integration",),
     "stages.lora_trainer": ("LoRATrainer",),
     "stages.merger": ("Merger",),
     "stages.packager": ("Packager",),
@@ -82,6 +96,9 @@ __all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled
     "Merger",
     "Packager",
     "Evaluator",
+    "Integration",
+    "resolve_role_model",
+    "RoleModel",
     "distill",
     "DistillResult",
     "Settings",
@@ -106,6 +123,7 @@ __all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled
     "MergedModel",
     "Message",
     "OllamaPackage",
+    "Promotion",
     "PromptContract",
     "ProviderSettings",
     "Rejection",

@@ -6,35 +6,43 @@ chat template of the model's own tokenizer_config.json; BOS is left to the runti
 
 from __future__ import annotations
 
+import json
+
 from po_distill.records import BaseModelSpec
 
-# The system text goes before the last user turn, as Mistral's own chat template (v0.3) has it.
+# The system text goes before the last user turn, as Mistral's own chat template (v0.3) has it. That it is there is seen
+# from the first message: an empty one counts too, and `.System` cannot tell it from none.
 MISTRAL_OLLAMA_TEMPLATE = """\
 {{- range $index, $_ := .Messages }}
-{{- if eq .Role "user" }}[INST] {{ if and $.System (eq (len (slice $.Messages $index)) 1) }}{{ $.System }}
+{{- if eq .Role "user" }}[INST] {{ if and (eq (len (slice $.Messages $index)) 1) \
+(eq (index $.Messages 0).Role "system") }}{{ $.System }}
 
 {{ end }}{{ .Content }}[/INST]
 {{- else if eq .Role "assistant" }} {{ .Content }}</s>
 {{- end }}
 {{- end }}"""
 
-_CHATML_SYSTEM = """\
-{{ if .System }}<|im_start|>system
-{{ .System }}<|im_end|>
-{{ end }}"""
-_CHATML_TURNS = """\
-{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}{{ end }}<|im_start|>assistant
+_CHATML = """\
+{{{{ range $index, $_ := .Messages }}}}{default}<|im_start|>{{{{ .Role }}}}
+{{{{ .Content }}}}<|im_end|>
+{{{{ end }}}}<|im_start|>assistant
 """
+_CHATML_DEFAULT = """\
+{{{{ if and (eq $index 0) (ne .Role "system") }}}}<|im_start|>system
+{text}<|im_end|>
+{{{{ end }}}}"""
 
 
 def chatml_ollama_template(default_system: str | None) -> str:
     """ChatML in Ollama's language; `default_system` is the system text of a chat that has none."""
     if default_system is None:
-        return _CHATML_SYSTEM + _CHATML_TURNS
-    system = f"{{{{ if .System }}}}{{{{ .System }}}}{{{{ else }}}}{default_system}{{{{ end }}}}"
-    return f"<|im_start|>system\n{system}<|im_end|>\n{_CHATML_TURNS}"
+        return _CHATML.format(default="")
+    return _CHATML.format(default=_CHATML_DEFAULT.format(text=_literal(default_system)))
+
+
+def _literal(text: str) -> str:
+    """A text that a template of Go's writes as it stands, even where it holds what would begin an action."""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if "{" in text else text
 
 
 MISTRAL_7B_INSTRUCT = BaseModelSpec(

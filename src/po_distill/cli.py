@@ -11,6 +11,7 @@ import click
 
 from po_distill.commands.around import doctor, plugins
 from po_distill.commands.evaluation import evaluate
+from po_distill.commands.integration import promote, promotions, rollback
 from po_distill.commands.journal import journal
 from po_distill.commands.options import EXIT_INTERRUPTED, EXIT_PROBLEM
 from po_distill.commands.road import quickstart, run
@@ -54,6 +55,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 for _command in (
     *(quickstart, run),
     *(concepts, dataset, train, merge, package, evaluate),
+    *(promote, rollback, promotions),
     *(journal, plugins, doctor),
 ):
     cli.add_command(_command)

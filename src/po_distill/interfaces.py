@@ -75,7 +75,8 @@ class Role(Protocol):
 
     # May be left out: a class attribute `watch` names concepts known to be hard, a teacher's run reports each; a method
     # `inspect(concept, text) -> Inspection` counts what the dataset doctor shows of answers; a class attribute
-    # `violation_kinds` names what may be wrong with them, so that a count can be 0.
+    # `violation_kinds` names what may be wrong with them, so that a count can be 0; a class attribute `short_name` (PO)
+    # begins the variable that names the role's model (PO_MODEL), by default the initials of its name.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 

@@ -5,6 +5,7 @@ Rows are known by digests of their content and by signatures of their words; not
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from typing import NamedTuple, TypeAlias
 
@@ -35,32 +36,44 @@ class Fates(NamedTuple):
 
 
 class RowTable:
-    """The rows of a file or a set, and what they are to each other."""
+    """The rows of a file or a set, and what they are to each other.
 
-    def __init__(self) -> None:
+    `within` is a table that is told each of these rows first, as `DatasetDoctor` tells one of all rows and one of those
+    that pass: what a row asks and answers, which is most of what is to be remembered, is then held there alone.
+    """
+
+    def __init__(self, within: RowTable | None = None) -> None:
         self._prompt, self._plain, self._group, self._row = (array("Q") for _ in range(4))
-        self._example, self._label, self._score = array("Q"), array("i"), array("d")
         self._near_prompt, self._near_answer, self._has_answer = bytearray(), bytearray(), array("b")
+        self._example, self._label, self._score = array("Q"), array("i"), array("d")
+        self._line = array("I")  # checksums
         self._labels: dict[str | None, int] = {}
+        self._texts = self if within is None else within  # the table that holds what the rows say
+        self._number = array("q")  # of each row there
 
     def __len__(self) -> int:
-        return len(self._prompt)
+        return len(self._number)
 
     def add(self, seen: Seen, passed: Passed | None = None) -> int:
         """Remember a row; its number. Class and score are those of the target, where the row passed."""
         of: Passed | AsItIs | None = passed or seen.as_is
         assert of is not None
-        self.add_asked(seen.asked)
-        self._row.append(seen.row)
+        if self._texts is self:
+            self._row.append(seen.row)
+            self._near_answer += seen.near_answer or bytes(SIGNATURE_BYTES)
+            self._has_answer.append(seen.near_answer is not None)
+            self.add_asked(seen.asked)
+        else:
+            self._number.append(len(self._texts) - 1)
         self._example.append(passed.example_id if passed else seen.row)
         self._label.append(self._labels.setdefault(of.label, len(self._labels)))
         self._score.append(of.score)
-        self._near_answer += seen.near_answer or bytes(SIGNATURE_BYTES)
-        self._has_answer.append(seen.near_answer is not None)
-        return len(self._prompt) - 1
+        self._line.append(zlib.crc32(passed.line.encode("utf-8", "replace")) if passed else 0)
+        return len(self) - 1
 
     def add_asked(self, asked: Asked) -> None:
         """Remember only what a row asks, as is enough of one that is held out."""
+        self._number.append(len(self._prompt))
         self._prompt.append(asked.prompt)
         self._plain.append(asked.plain)
         self._group.append(asked.group)
@@ -71,7 +84,7 @@ class RowTable:
     @property
     def prompts(self) -> NDArray[np.uint64]:
         """Digests of the prompts."""
-        return np.frombuffer(self._prompt, np.uint64)
+        return self._of_texts(self._texts._prompt)
 
     @property
     def examples(self) -> NDArray[np.uint64]:
@@ -83,11 +96,19 @@ class RowTable:
         """Numbers of the classes."""
         return np.frombuffer(self._label, np.int32)
 
+    @property
+    def _numbers(self) -> Indices:
+        return np.frombuffer(self._number, np.int64)
+
+    def _of_texts(self, column: array[int]) -> NDArray[np.uint64]:
+        whole = np.frombuffer(column, np.uint64)
+        return whole if self._texts is self else whole[self._numbers]
+
     # --- counts ---------------------------------------------------------------------------------
 
     def exact_duplicates(self) -> int:
         """Rows that repeat prompt and answer of another row."""
-        return len(self) - len(np.unique(np.frombuffer(self._row, np.uint64)))
+        return len(self) - len(np.unique(self._of_texts(self._texts._row)))
 
     def repeated(self) -> int:
         """Prompts with more than one row."""
@@ -110,6 +131,8 @@ class RowTable:
 
         A concept with other requirements is the same concept: it leaks as well.
         """
+        if self._texts is not self:
+            return self._texts.leaks(held, threshold)[self._numbers]
         near = nearest(signatures(self._near_prompt), signatures(held._near_prompt), threshold)
         plain = np.isin(np.frombuffer(self._plain, np.uint64), np.frombuffer(held._plain, np.uint64))
         plain |= np.isin(np.frombuffer(self._group, np.uint64), np.frombuffer(held._group, np.uint64))
@@ -121,19 +144,23 @@ class RowTable:
     def fates(self, leaked: NDArray[np.bool_], threshold: float = NEAR_DUPLICATE) -> Fates:
         """Which rows stay: of the rows about one prompt the best, and of rows of one class that are nearly the same.
 
-        Best is the highest score, then the least example id. Rows of different classes that are nearly the same are
+        Best is the highest score, then the least example id, then whatever else of their content differs, so that the
+        order of the rows changes nothing. Rows of different classes that are nearly the same are
         no duplicates: what differs between them is what makes the class.
         """
         fate, instead = np.zeros(len(self), np.int8), np.arange(len(self), dtype=np.int64)
         fate[leaked] = LEAKED
-        rank = np.lexsort((np.frombuffer(self._row, np.uint64), self.examples, -np.frombuffer(self._score, np.float64)))
+        lines, rows = np.frombuffer(self._line, np.uint32), self._of_texts(self._texts._row)
+        rank = np.lexsort((lines, rows, self.examples, -np.frombuffer(self._score, np.float64)))
         place = np.empty(len(self), np.int64)  # of each row among all, the best first
         place[rank] = np.arange(len(self))
         _settle(fate, instead, place, self.prompts, DUPLICATE)
         fate[(fate == DUPLICATE) & (self.labels != self.labels[instead])] = CONTRADICTORY
         if threshold < 1:
-            self._settle_near(fate, instead, place, self._near_prompt, NEAR_PROMPT, threshold)
-            self._settle_near(fate, instead, place, self._near_answer, NEAR_ANSWER, threshold)
+            self._settle_near(fate, instead, place, self._texts._near_prompt, NEAR_PROMPT, threshold)
+            self._settle_near(fate, instead, place, self._texts._near_answer, NEAR_ANSWER, threshold)
+        while not np.array_equal(instead, last := instead[instead]):  # what stood in a row's place may not stay either
+            instead = last
         return Fates(fate, instead)
 
     def _settle_near(
@@ -141,7 +168,7 @@ class RowTable:
     ) -> None:
         may = fate == KEPT
         if code == NEAR_ANSWER:
-            may &= np.frombuffer(self._has_answer, np.int8).astype(bool)
+            may &= np.frombuffer(self._texts._has_answer, np.int8)[self._numbers].astype(bool)
         rows = np.flatnonzero(may)
         if len(rows) < 2:
             return
@@ -149,7 +176,8 @@ class RowTable:
         for label in np.unique(self.labels[rows]):
             inside = np.flatnonzero(self.labels[rows] == label)
             members = rows[inside]
-            groups[inside] = members[near_groups(signatures(near)[members], self.examples[members], threshold)]
+            found = near_groups(signatures(near), self.examples[members], threshold, self._numbers[members])
+            groups[inside] = members[found]
         keys = np.arange(len(self), dtype=np.int64) + len(self)  # none of them a group's
         keys[rows] = groups
         _settle(fate, instead, place, keys, code)

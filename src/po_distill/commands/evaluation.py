@@ -45,6 +45,7 @@ def evaluate(
     prompt_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Hold a student against its base and its teacher on held-out concepts."""
+    from po_distill.artifacts import MANIFEST_NAME, write_json
     from po_distill.pipeline import evaluate_models
     from po_distill.reporting.summary import show_summary, summary_object
 
@@ -53,6 +54,9 @@ def evaluate(
         train_path=train_path, subset=subset, provider=provider, max_tokens=max_tokens, concurrency=concurrency,
         report_path=report,
     )  # fmt: skip
+    version = Path(model) if Path(model).is_dir() else Path(model).parent
+    if (version / MANIFEST_NAME).is_file():  # what a promotion of this version asks for
+        write_json(version / "evaluation.json", found)
     print_result(summary_object(found, found.artifacts), as_json, lambda _: show_summary(found, found.artifacts))
     if gate and not found.verdict.passed:
         raise click.exceptions.Exit(EXIT_NOT_PASSED)

@@ -38,6 +38,7 @@ from po_distill.records.evaluation import (
     CaseResult,
     ClassAccuracy,
     EvaluationReport,
+    SmokeResult,
     Verdict,
 )
 from po_distill.records.integration import (
@@ -62,12 +63,15 @@ from po_distill.records.record import (
 from po_distill.records.students import (
     Adapter,
     BaseModelSpec,
+    ChatForm,
     GGUFFile,
+    InstalledPackage,
     LoRASettings,
     MergedModel,
     OllamaPackage,
     Quantization,
     RunManifest,
+    ServedStudent,
     TrainingJob,
     TrainingSummary,
 )
@@ -79,6 +83,7 @@ __all__ = [
     "CallPlan",
     "CandidateResult",
     "CaseResult",
+    "ChatForm",
     "Checkup",
     "ClassAccuracy",
     "Completion",
@@ -96,6 +101,7 @@ __all__ = [
     "GenerationSettings",
     "InputFile",
     "Inspection",
+    "InstalledPackage",
     "JudgedReport",
     "Lengths",
     "LoRASettings",
@@ -119,6 +125,8 @@ __all__ = [
     "RuleFinding",
     "RunManifest",
     "Score",
+    "ServedStudent",
+    "SmokeResult",
     "Split",
     "TeacherSummary",
     "TrainingJob",

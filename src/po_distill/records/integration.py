@@ -54,8 +54,6 @@ class Promotion(Record):
 class JudgedReport(EvaluationReport):
     """A report that says which file its student was."""
 
-    student_digest: Digest | None = None  # over the student's GGUF; None where no file was judged, or none was noted
-
 
 class PluginInfo(Record):
     """One registered plugin. Listing imports nothing, so this says nothing about whether it loads."""

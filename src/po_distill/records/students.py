@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
@@ -111,6 +113,15 @@ class GGUFFile(Record):
     digest: Digest
 
 
+class ChatForm(Record):
+    """How training turned chats into text."""
+
+    template: str  # the checkpoint's chat template, Jinja
+    bos: str  # what bos_token stands for in it
+    eos: str
+    runtime_adds_bos: bool  # whether a runtime puts BOS before a prompt, so that no template of its own may
+
+
 class OllamaPackage(Record):
     """A GGUF with all that Ollama needs to serve it."""
 
@@ -119,9 +130,67 @@ class OllamaPackage(Record):
     gguf: GGUFFile
     modelfile_path: str
     num_ctx: int  # context length in tokens that it is created with
+    num_predict: int = 4096  # the longest answer, in tokens
+    temperature: float = 0.4
     stops: tuple[str, ...]
+    template: str = ""  # TEMPLATE: the chat form in Ollama's language; empty where an earlier version packaged it
+    system: str = ""  # SYSTEM: the contract's system text
+    license: str | None = None
+    chat: ChatForm | None = None
     contract: PromptContract | None
     create_command: str  # the one command to type where an Ollama server runs
+    serve: dict[str, str] = Field(default_factory=dict)  # runtime (ollama, llama_cpp, vllm) -> the command to type
+
+    @property
+    def parameters(self) -> dict[str, int | float | list[str]]:
+        """PARAMETERs by name, the stops as a list."""
+        return {
+            "num_ctx": self.num_ctx,
+            "num_predict": self.num_predict,
+            "temperature": self.temperature,
+            "stop": list(self.stops),
+        }
+
+    @property
+    def tag(self) -> str:
+        """The tag under which it is made: the first 12 hex digits of the SHA-256 over all that a server is given."""
+        given = {
+            "gguf": self.gguf.digest,
+            "template": self.template,
+            "system": self.system,
+            "parameters": self.parameters,
+            "license": self.license,
+        }
+        return hashlib.sha256(json.dumps(given, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+class InstalledPackage(Record):
+    """A package on an Ollama server, proven to be what was packaged."""
+
+    name: str  # with its content-addressed tag, such as po-student-v1:3f2a90c1d4e5
+    alias: str  # the name that stands for it now, such as po-student-v1:latest
+    server: str  # the server's address
+    digest: Digest  # of the model there, over its manifest
+    made: bool  # by this run; False where it was there, and was only proven
+    kept: str | None = None  # what the alias stood for before is this, where it had no other name
+    removed: tuple[str, ...] = ()  # names that killed runs had left unproven
+    prompt_tokens: int  # of the generation that proved it
+    answer_tokens: int
+    latency_s: float
+
+
+class ServedStudent(Record):
+    """A name on an Ollama server that stands for a student of ours."""
+
+    name: str  # with its tag
+    digest: Digest  # over the manifest: names of one digest are one model
+    size_bytes: int
+    quantization: str
+    modified_at: str | None
+    # A name that is moved, one that never is, what a kill left, and what an alias stood for before.
+    state: Literal["alias", "proven", "unproven", "kept"]
+    promoted: tuple[str, ...] = ()  # roles that the config has use it
+    needed: tuple[str, ...] = ()  # roles that a rollback would give it back to
 
 
 class RunManifest(Record):

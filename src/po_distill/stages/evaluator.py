@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from po_distill import plugins
-from po_distill.artifacts import now, parse_record, read_jsonl, write_json, write_jsonl, write_text
+from po_distill.artifacts import digest_file, now, parse_record, read_jsonl, write_json, write_jsonl, write_text
 from po_distill.calls import Caller, Retries
 from po_distill.errors import ContractMismatchError, InputError, ProviderError, SettingsError
 from po_distill.held_out import content, listed, read_cases, refuse_leaks, stratified
@@ -113,7 +113,7 @@ class Evaluator:
                     answers[name] = recorded[name]
                 write_jsonl(self._completions_path(name), answers[name])
         scored = {name: self._score(name, completions) for name, completions in answers.items()}
-        report = self._report(held_out, scored, artifacts or {})
+        report = self._report(held_out, scored, artifacts or {}, _digest_of(candidates.get("student")))
         self._write(report, scored)
         return report
 
@@ -248,7 +248,11 @@ class Evaluator:
         return scored
 
     def _report(
-        self, cases: list[Concept], scored: Mapping[str, list[Completion]], artifacts: Mapping[str, str]
+        self,
+        cases: list[Concept],
+        scored: Mapping[str, list[Completion]],
+        artifacts: Mapping[str, str],
+        student_digest: str | None,
     ) -> EvaluationReport:
         results: dict[str, CandidateResult] = {
             name: candidate_result(name, completions) for name, completions in scored.items()
@@ -264,6 +268,7 @@ class Evaluator:
             generation=self._generation,
             created_at=now(),
             artifacts={**artifacts, **kept, **self._report_files()},
+            student_digest=student_digest,
         )
 
     def _report_files(self) -> dict[str, str]:
@@ -297,3 +302,10 @@ def _check_names(candidates: Mapping[str, Candidate]) -> None:
 def _without_answer(score: Score, finish: str) -> Score:
     violation = Violation(kind="no_answer", detail=f"the model answered nothing (finish: {finish})")
     return score.model_copy(update={"valid": False, "violations": (violation, *score.violations)})
+
+
+def _digest_of(candidate: Candidate | None) -> str | None:
+    """The digest of the file that a candidate is; None where it is none."""
+    if not isinstance(candidate, ProviderSettings) or not candidate.model or not Path(candidate.model).is_file():
+        return None
+    return digest_file(candidate.model)

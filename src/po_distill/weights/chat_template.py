@@ -23,11 +23,13 @@ _SPEAKS_OF_TOOLS = re.compile(r"tool|think|reasoning|available_functions", re.IG
 _SYSTEM = {"role": "system", "content": "Be brief."}
 _ASKED = {"role": "user", "content": "What is it?"}
 _ANSWERED = {"role": "assistant", "content": "It is a vision."}
+_PADDED = {"role": "assistant", "content": " It is a vision.\n"}
 PROBES: tuple[tuple[dict[str, str], ...], ...] = (
     (_ASKED,),
     (_SYSTEM, _ASKED),
     (_ASKED, _ANSWERED, _ASKED),
     (_SYSTEM, _ASKED, _ANSWERED, _ASKED),
+    (_ASKED, _PADDED, _ASKED),
 )
 
 _CHATML = """\
@@ -111,6 +113,7 @@ def known_form(template: str, *, bos: str, eos: str) -> KnownForm | None:
     for form in (
         KnownForm("chatml", default, _CHATML.replace("SYSTEM_TURN", _quoted(turn))),
         KnownForm("mistral", None, _MISTRAL),
+        KnownForm("mistral", None, _MISTRAL.replace("message['content'] + eos", "message['content'] | trim + eos")),
     ):
         if renders_alike(template, form.template, bos=bos, eos=eos):
             return form

@@ -37,6 +37,7 @@ class ProductOwnerRole:
     """The Product Owner: a concept and requirements in, a product vision and a review out."""
 
     name: ClassVar[str] = ROLE
+    short_name: ClassVar[str] = "PO"
     version_stem: ClassVar[str] = "po_student"
     labels: ClassVar[tuple[str, ...]] = STATUSES
     contracts: ClassVar[tuple[str, ...]] = CONTRACTS
