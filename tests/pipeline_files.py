@@ -10,9 +10,9 @@ from typing import Any
 from generated_configs import ROLE
 from po_distill.artifacts import digest_file, write_json
 from po_distill.records import (
+    EvaluationReport,
     GenerationSettings,
     GGUFFile,
-    JudgedReport,
     OllamaPackage,
     PromptContract,
     RunManifest,
@@ -82,13 +82,13 @@ def make_version(folder: Path, name: str, **changes: Any) -> str:
     return gguf.digest
 
 
-def make_report(**changes: Any) -> JudgedReport:
+def make_report(**changes: Any) -> EvaluationReport:
     values: dict[str, Any] = {
         "role": ROLE, "contract": CONTRACT, "cases": 1, "labels": {}, "candidates": (),
         "verdict": Verdict(passed=True, reasons=("passed: all of it",)), "generation": GenerationSettings(),
         "created_at": "2026-11-23T10:00:00+00:00",
     }  # fmt: skip
-    return JudgedReport(**{**values, **changes})
+    return EvaluationReport(**{**values, **changes})
 
 
 def lines(config: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # The report is what a run writes, not what somebody wrote.
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"] + [
-    page for page in sorted(DOCS.glob("*.md")) if page.name != "po_distillation_report.md"
+    page for page in sorted(DOCS.glob("*.md")) if page.name not in ("po_distillation_report.md", "plan.md")
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -15,6 +15,7 @@ from po_distill.errors import InputError, SettingsError
 from po_distill.role_model import RoleModel, resolve_role_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+OPTIONS = {"project": "acme"}
 CONFIG = """
 providers:
   vertex: {type: vertex_ai, project_id: acme}
@@ -39,7 +40,8 @@ def resolve(config: Path, role: str = "product_owner", **environ: str) -> RoleMo
 
 
 def test_the_config_says_which_model_and_where(config: Path) -> None:
-    assert resolve(config) == RoleModel("vertex", "gemini-2.5-pro", None, 0.7, 8192, f"{config}: roles.product_owner")
+    where = f"{config}: roles.product_owner"
+    assert resolve(config) == RoleModel("vertex", "gemini-2.5-pro", None, 0.7, 8192, where, OPTIONS)
     assert resolve(config, "architect") == RoleModel(
         "openai_compatible", "qwen:7b", "http://10.0.0.5:8000", None, None, f"{config}: roles.architect"
     )
@@ -48,7 +50,7 @@ def test_the_config_says_which_model_and_where(config: Path) -> None:
 @pytest.mark.parametrize("name", ["PO_MODEL", "PRODUCT_OWNER_MODEL"])
 def test_the_environment_goes_first_by_the_short_name_or_the_whole(config: Path, name: str) -> None:
     found = resolve(config, **{name: "gemini-2.5-flash"})
-    assert found == RoleModel("vertex", "gemini-2.5-flash", None, 0.7, 8192, name)
+    assert found == RoleModel("vertex", "gemini-2.5-flash", None, 0.7, 8192, name, OPTIONS)
 
 
 def test_two_variables_that_disagree_are_refused(config: Path) -> None:

@@ -22,9 +22,9 @@ from haiku import PAID, SCRIPTED, HaikuRole, ScriptedProvider, haiku_concept
 from po_distill.commands.smoke import _concept, smoke
 from po_distill.errors import ContractMismatchError, InputError, PluginError, ProviderError, SettingsError
 from po_distill.records import Concept, SmokeResult
-from po_distill.role_model import RoleModel
+from po_distill.role_model import RoleModel, resolve_role_model
 from po_distill.roles.product_owner.role import ProductOwnerRole
-from po_distill.smoke import ask_as_production, provider_options
+from po_distill.smoke import ask_as_production
 
 ROLE = ProductOwnerRole()
 CONCEPT = ROLE.generate_concepts(1, seed=1)[0]
@@ -56,6 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeOllama]:
         for name, answer in ((MODEL, ANSWER), ("forgetful", UNREADABLE)):
             gguf = write_scripted_gguf(folder / f"{name}.gguf", pieces(answer), context_tokens=16384)
             assert create(fake, name, gguf, parameters=PARAMETERS)[0] == 200
+        assert create(fake, "narrow", gguf, parameters={**PARAMETERS, "num_ctx": 256})[0] == 200
         yield fake
 
 
@@ -261,6 +262,11 @@ def test_a_model_that_is_not_there_is_an_error_with_a_fix(place: Path, server: F
     assert "pull" not in error.fix
 
 
+def test_a_prompt_that_is_longer_than_the_context_is_an_error_and_never_cut(place: Path, server: FakeOllama) -> None:
+    write_config(place, server, "narrow")
+    assert "Package the student with a larger num_ctx" in refused(ProviderError).fix
+
+
 def test_a_model_that_is_too_slow_is_an_error_that_names_the_option(place: Path, server: FakeOllama) -> None:
     write_config(place, server)
     server.knobs.latency_s = 5.0
@@ -380,29 +386,15 @@ def test_another_contract_than_the_students_own_is_refused_before_anything_is_se
     assert server.seen.requests[CHAT] == 0
 
 
-def model_of(provider: str, base_url: str | None = None) -> RoleModel:
-    return RoleModel(provider, "m", base_url, None, None, "config.yaml")
-
-
 def test_project_and_location_are_those_of_the_models_provider(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
-        "providers:\n  cloud: {type: vertex_sdk, project_id: acme, location: europe-west4}\n  ollama: {}\n  odd: []\n"
+        "providers:\n  cloud: {type: vertex_sdk, project_id: acme, location: europe-west4}\n"
+        "  other: {type: vertex_sdk}\n"
+        "roles:\n  a: {provider: cloud, model: m}\n  b: {provider: other, model: m}\n"
     )
-    assert provider_options(config, model_of("vertex_sdk")) == {"project": "acme", "location": "europe-west4"}
-    assert provider_options(config, model_of("ollama")) == {}
-    assert provider_options(config, model_of("openai_compatible")) == {}
-
-
-def test_two_projects_of_one_provider_are_not_guessed_between(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        "providers:\n  a: {type: vertex_sdk, project_id: a}\n  b: {type: vertex_sdk, project_id: b}\n"
-        "  c: {type: vertex_sdk, project_id: c, base_url: http://c}\n"
-    )
-    with pytest.raises(SettingsError, match=r"providers\.a and providers\.b are of the type vertex_sdk"):
-        provider_options(config, model_of("vertex_sdk"))
-    assert provider_options(config, model_of("vertex_sdk", "http://c")) == {"project": "c"}
+    assert resolve_role_model(config, "a", {}).options == {"project": "acme", "location": "europe-west4"}
+    assert resolve_role_model(config, "b", {}).options == {}
 
 
 def test_temperature_and_length_are_ours_where_the_config_names_none() -> None:

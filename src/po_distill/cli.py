@@ -15,6 +15,7 @@ from po_distill.commands.integration import promote, promotions, rollback
 from po_distill.commands.journal import journal
 from po_distill.commands.options import EXIT_INTERRUPTED, EXIT_PROBLEM
 from po_distill.commands.road import quickstart, run
+from po_distill.commands.smoke import export, smoke
 from po_distill.commands.student import merge, package, train
 from po_distill.commands.teacher import concepts, dataset
 from po_distill.errors import PODistillError
@@ -55,7 +56,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 for _command in (
     *(quickstart, run),
     *(concepts, dataset, train, merge, package, evaluate),
-    *(promote, rollback, promotions),
+    *(promote, rollback, promotions, smoke, export),
     *(journal, plugins, doctor),
 ):
     cli.add_command(_command)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from po_distill import artifacts
 from po_distill.errors import InputError
-from po_distill.records import JudgedReport, OllamaPackage
+from po_distill.records import EvaluationReport, OllamaPackage
 
 PACKAGE_STAGE = "package"
 REPORT_NAME = "evaluation.json"
@@ -62,7 +62,7 @@ def require_verdict(model: str, found: FoundPackage | None, report_path: Path | 
         raise _refused(model, f"{gguf} is not the file that was packaged", "Package it anew, then evaluate it.")
     if not report_path.is_file():
         raise _refused(model, f"it was not evaluated: {report_path} does not exist", again)
-    report = artifacts.read_record(report_path, JudgedReport)
+    report = artifacts.read_record(report_path, EvaluationReport)
     if why := _other_subject(report, report_path, found.package, role):
         raise _refused(model, why, again)
     if not report.verdict.passed:
@@ -70,7 +70,7 @@ def require_verdict(model: str, found: FoundPackage | None, report_path: Path | 
         raise _refused(model, f"the verdict of {report_path} is no ({failed})", "Train a better one.")
 
 
-def _other_subject(report: JudgedReport, path: Path, package: OllamaPackage, role: str) -> str | None:
+def _other_subject(report: EvaluationReport, path: Path, package: OllamaPackage, role: str) -> str | None:
     """In what a report is about something else than the package; None where it is about it."""
     digest, contract = package.gguf.digest, package.contract
     if report.role != role:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from po_distill.errors import SettingsError
 
 _OLLAMA = "ollama"
@@ -23,6 +25,7 @@ class RoleModel(NamedTuple):
     temperature: float | None  # None where the config does not say
     max_tokens: int | None
     source: str  # who named the model: a variable of the environment, or the place in the config
+    options: Mapping[str, JsonValue] = {}  # what the config says of the provider beside its address: project, location
 
 
 def resolve_role_model(config: Path | str, role: str, environ: Mapping[str, str] = os.environ) -> RoleModel:
@@ -74,6 +77,7 @@ def resolve_role_model(config: Path | str, role: str, environ: Mapping[str, str]
         temperature=_temperature(section, where),
         max_tokens=_max_tokens(section, where),
         source=source,
+        options=found.options,
     )
 
 

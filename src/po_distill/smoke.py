@@ -6,18 +6,15 @@ import asyncio
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from po_distill import plugins, safe_yaml
-from po_distill.artifacts import read_text
+from po_distill import plugins
 from po_distill.calls import Answered, Caller, Retries
 from po_distill.errors import PluginError, ProviderError, SettingsError
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.model_table import find_model
-from po_distill.pipeline_config import configured_provider
 from po_distill.records import Concept, GenerationSettings, ProviderSettings, Request, Response, SmokeResult, Usage
 from po_distill.role_model import RoleModel
 from po_distill.sending import find_provider, traits_of
@@ -44,10 +41,11 @@ def ask_as_production(
     """What the model answers to the concept: read strictly, as production does, and forgivingly; scored; timed.
 
     The prompt is the role's own (its system text, then the blocks of the concept), temperature and longest answer are
-    the config's. `options` are the provider's. The request is sent once, through a journal that is thrown away, so no
-    earlier answer is read and none is kept. `keep_answer` puts the answer, and what is wrong with it in words that may
-    quote it, into the result. Raises InputError where the role cannot work on the concept, SettingsError where the
-    model cannot be asked as the config wants it, and ProviderError where no answer came, within `timeout_s` seconds.
+    the config's. `options` of the provider go before the config's. The request is sent once, through a journal that is
+    thrown away, so no earlier answer is read and none is kept. `keep_answer` puts the answer, and what is wrong with it
+    in words that may quote it, into the result. Raises InputError where the role cannot work on the concept,
+    SettingsError where the model cannot be asked as the config wants it, and ProviderError where no answer came, within
+    `timeout_s` seconds.
     """
     role.check(concept)
     generation = _generation(model)
@@ -55,37 +53,12 @@ def ask_as_production(
         provider=model.provider,
         model=model.model,
         base_url=model.base_url,
-        options={**(options or {}), **_time_limit(model, timeout_s)},
+        options={**model.options, **(options or {}), **_time_limit(model, timeout_s)},
         capabilities=find_model(model.model),
     )
     request = Request(messages=role.render(concept), generation=generation, concept=concept)
     response, answered_at = _answer(settings, role, request, timeout_s)
     return _judged(role, model, concept, generation, response, answered_at, keep_answer=keep_answer)
-
-
-def provider_options(config: Path | str, model: RoleModel) -> dict[str, JsonValue]:
-    """What the config says of the model's provider beside its address: project and location.
-
-    Raises SettingsError where sections of `providers` that could be meant say different things.
-    """
-    content = safe_yaml.load(read_text(config), what=str(config))
-    sections = (content or {}).get("providers") or {}
-    named = [name for name in sections if model.provider in (name, _type_of(sections[name]))]
-    found = {name: configured_provider(config, name) for name in named}
-    asked = (model.provider, model.base_url)
-    found = {name: section for name, section in found.items() if (section.provider, section.base_url) == asked}
-    told = [section.options for section in found.values()]
-    if any(options != told[0] for options in told):
-        raise SettingsError(
-            f"{config}: {' and '.join(f'providers.{name}' for name in found)} are of the type {model.provider}, and "
-            "name different projects or locations.",
-            "Give this test a config with the one that is meant.",
-        )
-    return told[0] if told else {}
-
-
-def _type_of(section: Any) -> Any:
-    return section.get("type") if isinstance(section, dict) else None
 
 
 # --- the call -------------------------------------------------------------------------------------

@@ -43,7 +43,6 @@ from po_distill.records.evaluation import (
 )
 from po_distill.records.integration import (
     ConfigChange,
-    JudgedReport,
     PluginInfo,
     Promotion,
 )
@@ -102,7 +101,6 @@ __all__ = [
     "InputFile",
     "Inspection",
     "InstalledPackage",
-    "JudgedReport",
     "Lengths",
     "LoRASettings",
     "MergedModel",

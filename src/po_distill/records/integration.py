@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from po_distill.records.evaluation import EvaluationReport
 from po_distill.records.record import Digest, Record
 
 Change = Literal["promote", "rollback"]
@@ -49,10 +48,6 @@ class Promotion(Record):
     report_digest: Digest | None = None  # over the report's bytes
     forced: str | None = None
     undoes: int | None = None  # a rollback's: the number of the promotion that it takes back
-
-
-class JudgedReport(EvaluationReport):
-    """A report that says which file its student was."""
 
 
 class PluginInfo(Record):
