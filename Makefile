@@ -36,5 +36,5 @@ clean:
 	touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(PIP) --editable ".[vertex,http]" --group dev
+	$(PIP) --editable ".[vertex,http,ollama]" --group dev
 	touch $@

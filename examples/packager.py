@@ -1,8 +1,9 @@
-"""Package a merged model: a quantized GGUF, and a Modelfile for Ollama.
+"""Package a merged model: a quantized GGUF, a Modelfile, and with a server a proven model on it.
 
-    python examples/packager.py MODEL_FOLDER [NAME]
+    python examples/packager.py MODEL_FOLDER [NAME [HOST]]
 
-MODEL_FOLDER is what examples/merger.py wrote. Needs `pip install "po-distill[gguf]"`.
+MODEL_FOLDER is what examples/merger.py wrote, HOST an Ollama server such as http://127.0.0.1:11434. Needs
+`pip install "po-distill[gguf]"`, with a server `"po-distill[gguf,ollama]"`.
 """
 
 import sys
@@ -12,8 +13,15 @@ from po_distill import Packager
 
 model = Path(sys.argv[1])
 name = sys.argv[2] if len(sys.argv) > 2 else "po-student-v1"
+host = sys.argv[3] if len(sys.argv) > 3 else None
 
-package = Packager(name=name, quantization="q4_0").package(model)
+packager = Packager(name=name, quantization="q4_0")
+package = packager.package(model)
 print(f"{package.gguf.path}: {package.gguf.size_bytes / 1e6:.0f} MB, {package.gguf.tensors}")
 print(f"{package.modelfile_path}: num_ctx {package.num_ctx}, stops {package.stops}")
-print(f"Where an Ollama server runs: {package.create_command}")
+for runtime, command in package.serve.items():
+    print(f"{runtime}: {command}")
+
+if host:
+    installed = packager.install(package, host)
+    print(f"{installed.alias} is {installed.name}, which answered {installed.answer_tokens} tokens and stopped.")

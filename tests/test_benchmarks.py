@@ -38,3 +38,9 @@ def test_a_terminated_run_pays_for_nothing_twice() -> None:
 
 def test_many_concepts_are_streamed_in_little_memory() -> None:
     assert run("teacher_kills.py", "--memory", "3000")["peak_mb"] < 300
+
+
+def test_the_datasets_benchmark_finds_what_it_planted_in_little_memory() -> None:
+    found = run("dataset.py", "--rows", "3000")
+    assert {"rows_per_second", "ratio_floor", "peak_gib", "floor_rows_per_second"} <= set(found)
+    assert (found["rows"], found["planted_cut"], found["within_limit"]) == (3000, 30, True)

@@ -1,4 +1,5 @@
 import random
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,9 @@ from po_distill.row_table import (
     NEAR_ANSWER,
     NEAR_PROMPT,
     REASONS,
+    Distinct,
     RowTable,
+    Whereabouts,
 )
 
 NEAR, LEAK = 0.9, 0.8
@@ -40,13 +43,20 @@ class Row(NamedTuple):
     line: str
 
 
+def told(row: Row) -> tuple[Seen, Passed]:
+    seen = Seen("medium", "en", row.asked, row.row, row.near_answer, None)
+    return seen, Passed(row.example, row.score, row.label, "fenced", "", row.line, {}, True, None)
+
+
 def table_of(rows: Sequence[Row], *, as_it_is: bool = False) -> RowTable:
     table = RowTable()
     for number, row in enumerate(rows):
-        as_is = AsItIs(row.score, None, row.label, (), None, {}, {}, (), False)
-        seen = Seen("medium", "en", row.asked, row.row, row.near_answer, as_is if as_it_is else None)
-        passed = Passed(row.example, row.score, row.label, "fenced", "", row.line, {}, True, None)
-        assert table.add(seen, None if as_it_is else passed) == number
+        seen, passed = told(row)
+        if as_it_is:
+            as_is = AsItIs(row.score, None, row.label, (), None, {}, {}, (), False)
+            assert table.add(seen._replace(as_is=as_is)) == number
+        else:
+            assert table.add(seen, passed) == number
     return table
 
 
@@ -60,7 +70,7 @@ def made_up(chance: random.Random, count: int) -> list[Row]:
         rows.append(
             Row(
                 asked=asked,
-                row=hash((asked.prompt, answer)) % 2**63,
+                row=zlib.crc32(repr((asked.prompt, answer)).encode()),
                 near_answer=answer,
                 example=asked.prompt // 8 * 100 + chance.randrange(3),
                 label=chance.choice(LABELS),
@@ -96,8 +106,6 @@ def agreement(left: bytes, right: bytes) -> float:
 
 
 def best_first(rows: Sequence[Row], numbers: list[int]) -> list[int]:
-    import zlib
-
     def rank(number: int) -> tuple[float, int, int, int, int]:
         row = rows[number]
         return -row.score, row.example, row.row, zlib.crc32(row.line.encode()), number
@@ -185,12 +193,12 @@ def test_the_order_of_rows_decides_nothing(seed: int, count: int) -> None:
         table = table_of(rows)
         leaks = table.leaks(held, LEAK)
         fate, instead = table.fates(leaks > 0, NEAR)
-        told = sorted(
+        fates = sorted(
             (repr(row), int(leak), int(one), repr(rows[stays]))
             for row, leak, one, stays in zip(rows, leaks, fate, instead, strict=True)
         )
         counts = table.exact_duplicates(), table.repeated(), sorted(table.contradictory_prompts().tolist())
-        return told, counts, table.near_duplicates(NEAR)
+        return fates, counts, table.near_duplicates(NEAR)
 
     assert said(rows) == said(chance.sample(rows, len(rows)))
 
@@ -243,6 +251,32 @@ def test_leaks_are_those_of_comparing_each_with_each(seed: int) -> None:
     assert table_of(rows).leaks(table_of(held), LEAK).tolist() == [kind(row.asked) for row in rows]
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9), st.integers(0, 60))
+def test_a_table_within_another_says_what_one_of_its_own_would(seed: int, count: int) -> None:
+    chance = random.Random(seed)
+    rows = made_up(chance, count)
+    held = table_of(made_up(chance, 5) + chance.sample(rows, min(2, len(rows))))
+    every = RowTable()
+    inner, chosen = RowTable(within=every), []
+    for row in rows:
+        seen, passed = told(row)
+        every.add(seen._replace(as_is=AsItIs(0.5, None, None, (), None, {}, {}, (), False)))
+        if chance.random() < 0.7:
+            assert inner.add(seen, passed) == len(chosen)
+            chosen.append(row)
+    own = table_of(chosen)
+    assert (len(inner), len(every)) == (len(chosen), len(rows))
+    leaks = inner.leaks(held)
+    assert leaks.tolist() == own.leaks(held).tolist()
+    for one, other in zip(inner.fates(leaks > 0), own.fates(leaks > 0), strict=True):
+        assert one.tolist() == other.tolist()
+    assert inner.exact_duplicates() == own.exact_duplicates()
+    assert inner.repeated() == own.repeated()
+    assert inner.near_duplicates() == own.near_duplicates()
+    assert inner.contradictory_prompts().tolist() == own.contradictory_prompts().tolist()
+
+
 def test_nothing_leaks_into_nothing() -> None:
     rows = made_up(random.Random(1), 5)
     assert table_of(rows).leaks(RowTable()).tolist() == [0] * len(rows)
@@ -288,3 +322,40 @@ def test_of_answers_that_differ_in_spaces_alone_the_same_one_stays_in_any_order(
 
 def _rows(path: str) -> list[tuple[int, dict[str, dict[str, str]]]]:
     return list(read_jsonl(path)) if Path(path).stat().st_size else []
+
+
+@given(st.lists(st.one_of(st.text(max_size=12), st.from_regex(r"\Aa/b[01]?\.jsonl, line [0-9]{0,25}\Z"))))
+def test_where_a_row_lies_is_given_back_as_it_was_told(wheres: list[str]) -> None:
+    places = Whereabouts()
+    for where in wheres:
+        places.append(where)
+    assert [places[row] for row in range(len(places))] == wheres
+
+
+def test_where_a_million_rows_lie_takes_little_memory() -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    places = Whereabouts()
+    for number in range(100_000):
+        places.append(f"a/rather/long/path/to/rows.jsonl, line {number}")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 16 * 100_000
+
+
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9))))
+def test_different_digests_are_counted_once(told: list[list[int]]) -> None:
+    distinct = Distinct()
+    every: set[int] = set()
+    for some in told:
+        distinct.update(some)
+        every.update(some)
+        assert len(distinct) == len(every)
+
+
+def test_a_million_digests_are_counted_while_they_come() -> None:
+    distinct = Distinct()
+    for start in range(0, 1_200_000, 100_000):
+        distinct.update(number // 2 * 2**40 for number in range(start, start + 100_000))
+    assert len(distinct) == 600_000

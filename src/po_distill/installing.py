@@ -1,8 +1,8 @@
 """A package goes to an Ollama server, step by step, such that a kill at any step leaves what was there answering.
 
-The model is made under the name `<name>:<tag>-unproven`, proven there, and only then copied to `<name>:<tag>`, where the
-tag is content-addressed: so what has such a name is proven, and what a killed run left unproven says so. The alias,
-which is what callers ask for, is moved last. Copies cost nothing: a name is a small file that lists digests.
+The model is made under the name `<name>:<tag>-unproven`, proven there, and only then copied to `<name>:<tag>`. The tag
+is content-addressed, so what has such a name is proven, and what a killed run left unproven says so. The alias, which
+is what callers ask for, is moved last. Copies cost nothing: a name is a small file that lists digests.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ SIGNATURE_BYTES = 2 * FUNCTIONS
 SHINGLE_WORDS = 3
 
 _WORD = re.compile(r"\w+")
-_BLOCK = 4_096  # shingles hashed at a time
+_BLOCK = 96  # shingles hashed at a time: what the processor's cache holds
 _NEIGHBOURS = 4  # texts of one key that each is compared with, in the order of the next key
 _ROWS = 65_536  # pairs compared at a time
 _FIRST, _SECOND = 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F  # odd, and of no pattern
@@ -52,8 +52,9 @@ def signature(words: Sequence[str]) -> bytes:
     factors, addends = _functions()
     least = np.full(FUNCTIONS, np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, len(shingles), _BLOCK):
-        block = shingles[start : start + _BLOCK, None]
-        least = np.minimum(least, (block * factors + addends).min(axis=0))
+        hashed = shingles[start : start + _BLOCK, None] * factors
+        hashed += addends
+        np.minimum(least, hashed.min(axis=0), out=least)
     # The high bits of a least hash are nearly always zero: the middle ones tell hashes apart.
     return ((least >> np.uint64(16)) & np.uint64(0xFFFF)).astype("<u2").tobytes()
 
@@ -65,22 +66,25 @@ def signatures(data: bytes | bytearray) -> Signatures:
     return np.frombuffer(data, "<u2").reshape(-1, FUNCTIONS)
 
 
-def near_groups(found: Signatures, order: NDArray[np.uint64], threshold: float) -> Indices:
+def near_groups(found: Signatures, order: NDArray[np.uint64], threshold: float, rows: Indices | None = None) -> Indices:
     """For each text, the number of its group: the texts that a chain of similarities of `threshold` or more joins.
 
-    `order` is a number of each text that its content decides, so that the order of the rows changes nothing.
+    `order` is a number of each text that its content decides, so that the order of the rows changes nothing. `rows`
+    are the texts of `found` that are looked at; groups are numbers among these. By default it is all of them.
     """
     import numpy as np
 
-    groups = np.arange(len(found), dtype=np.int64)
+    rows = np.arange(len(found), dtype=np.int64) if rows is None else rows
+    groups = np.arange(len(rows), dtype=np.int64)
     keys = _band_keys(found)
     for band in range(keys.shape[1]):
-        place = np.lexsort((order, keys[:, (band + 1) % keys.shape[1]], keys[:, band]))
+        own, next_keys = keys[rows, band], keys[rows, (band + 1) % keys.shape[1]]
+        place = np.lexsort((order, next_keys, own))
         for distance in range(1, min(_NEIGHBOURS, len(place) - 1) + 1):
             first, second = place[:-distance], place[distance:]
-            together = (keys[first, band] == keys[second, band]) & (groups[first] != groups[second])
+            together = (own[first] == own[second]) & (groups[first] != groups[second])
             first, second = first[together], second[together]
-            near = _agreement(found, first, found, second) >= threshold
+            near = _agreement(found, rows[first], found, rows[second]) >= threshold
             groups = _joined(groups, first[near], second[near])
     return groups
 
@@ -139,9 +143,16 @@ def _joined(groups: Indices, first: Indices, second: Indices) -> Indices:
         groups = target[groups]
 
 
-@functools.lru_cache(maxsize=65_536)
 def _word_hash(word: str) -> int:
+    return _short_hash(word) if len(word) <= _SHORT else _hash(word)
+
+
+def _hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+
+
+_short_hash = functools.lru_cache(maxsize=65_536)(_hash)
+_SHORT = 40  # characters; longer words hardly come again, and would fill the memory
 
 
 @functools.cache

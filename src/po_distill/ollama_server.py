@@ -53,8 +53,9 @@ class Spoken(NamedTuple):
 class OllamaServer:
     """The server at `host`, else OLLAMA_HOST's, else the one on this machine.
 
-    Errors of a server that answers are ProviderErrors of the fault `refused` or `bad_answer`; where none comes, or it
-    breaks off, the fault is `unavailable` or `timeout`. `timeout_s` is how long it may be silent in an answer.
+    What it refuses is a ProviderError of the fault `refused`, an answer that ends before it is done one of the fault
+    `bad_answer`; where no answer comes, or none of Ollama's, the fault is `unavailable` or `timeout`. `timeout_s` says
+    how long it may be silent.
     """
 
     def __init__(self, host: str | None = None, *, timeout_s: float = 1800.0) -> None:
@@ -98,7 +99,7 @@ class OllamaServer:
         try:
             with (
                 self._translated(f"the file {path.name}"),
-                progress(f"upload {path.name}", round(size / _MB), "MB") as advance,
+                progress(f"upload {path.name}", size / _MB, "MB") as advance,
             ):
                 pieces = _pieces(path, lambda count: advance(count / _MB))
                 headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
@@ -143,7 +144,7 @@ class OllamaServer:
     ) -> None:
         """Make a model of uploaded files, path -> digest. One of that name is replaced without a word: look first."""
         said = ""
-        with self._translated(f"the model {name}"), progress(f"make {name}") as advance:
+        with self._translated(f"the model {name}"), progress(f"make {name}", unit="steps") as advance:
             lines = self._client.create(
                 name,
                 files=dict(files),
@@ -266,7 +267,7 @@ class OllamaServer:
             raise ProviderError(
                 f"What answers at {self.url} about {what} is not what Ollama answers: {str(error)[:200]}",
                 "Check the address, and whether a login page or a proxy stands before it.",
-                fault="bad_answer",
+                fault="unavailable",
             ) from error
 
 

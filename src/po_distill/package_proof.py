@@ -9,7 +9,7 @@ from typing import Any
 from po_distill import plugins
 from po_distill.errors import ContractMismatchError, InputError, ProviderError
 from po_distill.interfaces import Role
-from po_distill.ollama_server import OllamaServer, Spoken, Turns
+from po_distill.ollama_server import MissingModelError, OllamaServer, Spoken, Turns
 from po_distill.records import ChatForm, Concept, OllamaPackage, PromptContract
 from po_distill.weights.chat_template import PROBES, render
 
@@ -51,9 +51,9 @@ class PackageProof:
         except UnprovenError:
             raise
         except ProviderError as error:
-            if error.fault == "bad_answer" or (type(error) is ProviderError and error.fault == "refused"):
-                raise UnprovenError(name, error.problem) from error
-            raise
+            if error.fault not in ("refused", "bad_answer") or isinstance(error, MissingModelError):
+                raise
+            raise UnprovenError(name, error.problem) from error
 
     # --- what it is made of ---------------------------------------------------------------------
 
@@ -119,7 +119,8 @@ class PackageProof:
 
     def _answered(self, server: OllamaServer, name: str) -> Spoken:
         """An answer that ended by itself and that the role can read, to one of a few concepts, decoded greedily."""
-        asked = [(concept, self._turns(concept)) for concept in self._concepts] or [(None, PROBES[0])]
+        asked: list[tuple[Concept | None, Turns]] = [(concept, self._turns(concept)) for concept in self._concepts]
+        asked = asked or [(None, PROBES[0])]
         why = ""
         for concept, turns in asked:
             spoken = server.chat(name, turns, temperature=0.0)

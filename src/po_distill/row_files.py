@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from po_distill.errors import InputError, MissingExtraError
 from po_distill.records import Rejection
 
-MAX_LINE_BYTES = 8_000_000
+MAX_LINE_BYTES = 4_000_000
 """A longer line is no row of text for a role, and is not read to its end."""
 
 _ROW_FORMS = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -114,8 +114,9 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
                     number += 1
                     where = f"{path}, row {number}"
                     if isinstance(row, Exception):
-                        row = Rejection(where=where, reason="unreadable_row", detail=str(row)[:200])
-                    yield RawRow(where, row)
+                        yield RawRow(where, Rejection(where=where, reason="unreadable_row", detail=str(row)[:200]))
+                    else:
+                        yield RawRow(where, row)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist.", "Check the path.") from error
     except (ArrowException, OSError) as error:

@@ -10,6 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pickle import PicklingError
 from typing import Any, TypeVar
 
 from po_distill.errors import PODistillError
@@ -17,8 +18,10 @@ from po_distill.errors import PODistillError
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_CHUNK = 128
+_CHUNK = 128  # rows that travel together
+_CHUNK_BYTES = 2_000_000  # or fewer, where they are long
 _FEW = 2_000  # what one process is done with before others have started
+_FEW_BYTES = 20_000_000
 
 
 def looked_at(rows: Iterable[_T], look: Callable[[_T], _R], *, workers: int | None = None) -> Iterator[_R]:
@@ -27,12 +30,27 @@ def looked_at(rows: Iterable[_T], look: Callable[[_T], _R], *, workers: int | No
     `look` and the rows go to other processes; where they cannot, or there are few rows, they stay in this one.
     """
     rows = iter(rows)
-    first = list(itertools.islice(rows, _FEW))
     processes = workers or _processors()
-    if len(first) < _FEW or processes < 2 or not _can_travel(look):
-        yield from map(look, itertools.chain(first, rows))
+    first = _some(rows, _FEW, _FEW_BYTES) if processes > 1 else []
+    rest = next(rows, _NO_ROW) if first else _NO_ROW
+    if rest is _NO_ROW or not _can_travel(look):
+        yield from map(look, itertools.chain(first, [] if rest is _NO_ROW else [rest], rows))
         return
-    yield from _on_processes(itertools.chain(first, rows), look, processes)
+    yield from _on_processes(itertools.chain(first, [rest], rows), look, processes)
+
+
+_NO_ROW: Any = object()
+
+
+def _some(rows: Iterator[_T], most: int, most_bytes: int) -> list[_T]:
+    """The next rows, until there are so many or they hold so much."""
+    some: list[_T] = []
+    size = 0
+    while len(some) < most and size < most_bytes and (row := next(rows, _NO_ROW)) is not _NO_ROW:
+        some.append(row)
+        line = getattr(row, "content", None)  # of a RawRow; others are in memory anyway
+        size += len(line) if isinstance(line, bytes) else 0
+    return some
 
 
 def _processors() -> int:
@@ -42,24 +60,35 @@ def _processors() -> int:
 
 def _on_processes(rows: Iterator[_T], look: Callable[[_T], _R], processes: int) -> Iterator[_R]:
     from loky import ProcessPoolExecutor
-    from loky.process_executor import TerminatedWorkerError
+    from loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     with ProcessPoolExecutor(processes, initializer=_begin, initargs=(look,)) as pool:
-        waiting: deque[Any] = deque()
+        waiting: deque[tuple[list[_T], Any]] = deque()
+
+        def seen() -> list[_R]:
+            chunk, future = waiting.popleft()
+            try:
+                return list(future.result())
+            except PicklingError:  # a row in memory that cannot travel
+                return [look(row) for row in chunk]
+
         try:
-            for chunk in iter(lambda: list(itertools.islice(rows, _CHUNK)), []):
-                waiting.append(pool.submit(_look_at, chunk))
+            while chunk := _some(rows, _CHUNK, _CHUNK_BYTES):
+                waiting.append((chunk, pool.submit(_look_at, chunk)))
                 if len(waiting) >= 3 * processes:
-                    yield from waiting.popleft().result()
+                    yield from seen()
             while waiting:
-                yield from waiting.popleft().result()
-        except TerminatedWorkerError as error:
+                yield from seen()
+        except BrokenProcessPool as error:
+            killed = isinstance(error, TerminatedWorkerError)
             raise PODistillError(
-                "A process that scored rows was killed, as happens where memory runs out.",
+                "A process that scored rows was killed, as happens where memory runs out."
+                if killed
+                else f"The processes that score rows do not start: {error}",
                 "Run the same command again with more memory free, or with --workers 1.",
             ) from error
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 

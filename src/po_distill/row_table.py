@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -186,6 +187,58 @@ class RowTable:
         """Rows that are nearly another row of their class, by prompt or by answer, and repeat no prompt."""
         fate = self.fates(np.zeros(len(self), bool), threshold).fate
         return int(((fate == NEAR_PROMPT) | (fate == NEAR_ANSWER)).sum())
+
+
+class Whereabouts:
+    """Where each row lies, as a text, in twelve bytes a row: those of one file differ in the number at their end."""
+
+    def __init__(self) -> None:
+        self._stems: list[str] = []
+        self._places: dict[str, int] = {}  # of each stem among them
+        self._stem, self._number = array("I"), array("q")  # -1: no number at the end
+
+    def append(self, where: str) -> None:
+        """Remember the next row's."""
+        digits = where[len(where.rstrip("0123456789")) :][-_MOST_DIGITS:].lstrip("0")
+        stem = where[: len(where) - len(digits)]
+        place = self._places.setdefault(stem, len(self._stems))
+        if place == len(self._stems):
+            self._stems.append(stem)
+        self._stem.append(place)
+        self._number.append(int(digits) if digits else -1)
+
+    def __len__(self) -> int:
+        return len(self._stem)
+
+    def __getitem__(self, row: int) -> str:
+        stem, number = self._stems[self._stem[row]], self._number[row]
+        return stem if number < 0 else f"{stem}{number}"
+
+
+class Distinct:
+    """How many different digests of 64 bits were told, in eight bytes each."""
+
+    def __init__(self) -> None:
+        self._known, self._new = np.zeros(0, np.uint64), array("Q")
+
+    def update(self, digests: Iterable[int]) -> None:
+        """Tell some more."""
+        self._new.extend(digests)
+        if len(self._new) >= _MOST_NEW:
+            self._sort_in()
+
+    def __len__(self) -> int:
+        self._sort_in()
+        return len(self._known)
+
+    def _sort_in(self) -> None:
+        new = np.setdiff1d(np.frombuffer(self._new, np.uint64), self._known)
+        self._known = np.insert(self._known, np.searchsorted(self._known, new), new)
+        self._new = array("Q")
+
+
+_MOST_DIGITS = 18  # what 64 bits hold
+_MOST_NEW = 500_000
 
 
 def _settle(

@@ -2,7 +2,8 @@
 
 `yaml.safe_load` builds no objects, but a few hundred bytes of aliases still grow to gigabytes, and
 deep nesting overflows the C stack of libyaml's composer. So the events are counted first, by
-libyaml's parser, which is iterative; only a text within the bounds is built.
+libyaml's parser, which is iterative; only a text within the bounds is built. Numbers are bounded
+too: Python writes no integer of more than 4,300 digits as text.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from po_distill.errors import UnreadableYAMLError
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 40
 MAX_ALIASES = 16
+MAX_ALIASED_CHARACTERS = 20_000
+MAX_NUMBER_CHARACTERS = 1_000
 
-_STR, _SEQ, _MAP = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
+_STR, _SEQ, _MAP, _INT, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map", "int", "float"))
 
 
 # libyaml where PyYAML was built with it (every wheel is); the pure Python loader reads the same.
@@ -30,25 +33,36 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode:
-            return _tag_of_plain(value) if implicit[0] else _STR
+            if not implicit[0]:
+                return _STR
+            return _tag_of_plain(value) if len(value) <= _MOST_KEPT_PLAIN else _resolved(value)
         return _SEQ if kind is yaml.SequenceNode else _MAP
 
+    def construct_number(self, node: Any) -> Any:
+        if len(str(node.value)) > MAX_NUMBER_CHARACTERS:
+            raise ValueError(f"a number of more than {MAX_NUMBER_CHARACTERS:,} characters")
+        return self.construct_yaml_int(node) if node.tag == _INT else self.construct_yaml_float(node)
 
-@functools.lru_cache(maxsize=4096)
-def _tag_of_plain(value: str) -> Any:
+
+def _resolved(value: str) -> Any:
     return _RESOLVER.resolve(yaml.ScalarNode, value, (True, False))
 
 
+_tag_of_plain = functools.lru_cache(maxsize=4096)(_resolved)
+_MOST_KEPT_PLAIN = 100  # characters; longer ones hardly come again, and would fill the memory
 _RESOLVER: Any = yaml.resolver.Resolver()
 _Loader.add_constructor(_SEQ, lambda loader, node: loader.construct_sequence(node, deep=True))
 _Loader.add_constructor(_MAP, lambda loader, node: loader.construct_mapping(node, deep=True))
+_Loader.add_constructor(_INT, _Loader.construct_number)
+_Loader.add_constructor(_FLOAT, _Loader.construct_number)
 
 
 def load(text: str, *, what: str = "the YAML text") -> Any:
     """The value that `text` holds, as `yaml.safe_load` reads it; `what` names it in errors.
 
     Raises UnreadableYAMLError where the text is no YAML, is longer than MAX_CHARACTERS, nests deeper than
-    MAX_DEPTH, or uses more than MAX_ALIASES aliases or a recursive one.
+    MAX_DEPTH, uses more than MAX_ALIASES aliases or a recursive one, or aliases that repeat more than
+    MAX_ALIASED_CHARACTERS.
     """
     if len(text) > MAX_CHARACTERS:
         raise UnreadableYAMLError(
@@ -65,32 +79,37 @@ def load(text: str, *, what: str = "the YAML text") -> Any:
         raise UnreadableYAMLError(
             f"{what} is not YAML: {_where(error)}.", "Correct that line; quote text that holds ': ' or '#'."
         ) from error
-    except (ValueError, OverflowError, RecursionError, TypeError, UnicodeError) as error:
-        # PyYAML's constructors raise these for values such as the timestamp 2023-13-45.
+    except (ValueError, OverflowError, RecursionError, TypeError, LookupError, AttributeError) as error:
+        # PyYAML's constructors raise these for values such as the timestamp 2023-13-45 and `!!bool x`.
         raise UnreadableYAMLError(
-            f"{what} holds a value that YAML cannot build: {error}.", "Put that value in quotes."
+            f"{what} holds a value that YAML cannot build: {_cut(str(error))}.", "Put that value in quotes."
         ) from error
 
 
 def load_shared(text: str, *, what: str = "the YAML text") -> Any:
     """As `load`; equal texts may give the same value, so it must not be changed.
 
-    Scoring reads the same few texts again and again: what was read last is kept.
+    Scoring reads the same few texts again and again: what was read last is kept, and why it could not be read.
     """
-    if len(text) > _MOST_KEPT_CHARACTERS:
-        return load(text, what=what)
+    value, refused = (_kept if len(text) <= _LONG else _kept_long)(text)
+    if refused is not None:
+        problem, fix = refused
+        raise UnreadableYAMLError(problem.replace(_UNNAMED, what, 1), fix)
+    return value
+
+
+def _loaded(text: str) -> tuple[Any, tuple[str, str] | None]:
+    """The value, or (problem, fix)."""
     try:
-        return _kept(text)
-    except UnreadableYAMLError:
-        return load(text, what=what)  # raises again, with the right name in it
+        return load(text, what=_UNNAMED), None
+    except UnreadableYAMLError as error:
+        return None, (error.problem, error.fix)
 
 
-@functools.lru_cache(maxsize=1024)
-def _kept(text: str) -> Any:
-    return load(text)
-
-
-_MOST_KEPT_CHARACTERS = 20_000
+_UNNAMED = "\x00"  # stands for the name of a text in what is kept of it
+_LONG = 20_000  # characters
+_kept = functools.lru_cache(maxsize=1024)(_loaded)
+_kept_long = functools.lru_cache(maxsize=4)(_loaded)
 
 
 # --- what this library writes itself ------------------------------------------------------------
@@ -161,28 +180,44 @@ _LEAD = re.compile(r"^(?:[ \t]|[-?:](?=[ \t]))+", re.MULTILINE)
 
 
 def _check_bounds(text: str, what: str) -> None:
-    depth = aliases = 0
-    open_anchors: list[str | None] = []
+    aliases = repeated = 0  # how many, and of how many characters
+    sizes: dict[str, int] = {}  # anchor -> characters of its node, with what aliases repeat in it
+    opened: list[tuple[str | None, int]] = []  # (anchor, where it begins, with what was repeated before)
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             aliases += 1
-            if aliases > MAX_ALIASES or event.anchor in open_anchors:
+            repeated += sizes.get(str(event.anchor), 0)
+            recursive = any(event.anchor == anchor for anchor, _ in opened)
+            if aliases > MAX_ALIASES or recursive or repeated > MAX_ALIASED_CHARACTERS:
                 raise UnreadableYAMLError(
-                    f"{what} uses more than {MAX_ALIASES} aliases, or one that contains itself.",
+                    f"{what} uses more than {MAX_ALIASES} aliases, one that contains itself, or ones that repeat more "
+                    f"than {MAX_ALIASED_CHARACTERS:,} characters.",
                     "Write the repeated parts out; a document that grows when it is read is refused.",
                 )
         elif isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            open_anchors.append(event.anchor)
-            if depth > MAX_DEPTH:
+            opened.append((event.anchor, _span(event)[0] + repeated))
+            if len(opened) > MAX_DEPTH:
                 raise UnreadableYAMLError(f"{what} nests deeper than {MAX_DEPTH} levels.", "Flatten it.")
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-            open_anchors.pop()
+            anchor, begin = opened.pop()
+            if anchor is not None:
+                sizes[anchor] = _span(event)[1] + repeated - begin
+        elif isinstance(event, yaml.ScalarEvent) and event.anchor is not None:
+            begin, end = _span(event)
+            sizes[event.anchor] = end - begin
+
+
+def _span(event: Any) -> tuple[int, int]:
+    """The characters of the text that an event begins and ends at."""
+    return event.start_mark.index, event.end_mark.index
 
 
 def _where(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return str(error).splitlines()[0]
+        return f"line {mark.line + 1}, column {mark.column + 1}: {_cut(str(error.problem))}"
+    return _cut(str(error).splitlines()[0])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"

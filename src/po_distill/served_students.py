@@ -14,7 +14,7 @@ from po_distill.config_history import ConfigHistory
 from po_distill.errors import InputError
 from po_distill.installing import KEPT, UNPROVEN
 from po_distill.ollama_names import ModelName, read_model_name, split_model_name
-from po_distill.ollama_server import OllamaServer, ServerModel
+from po_distill.ollama_server import MissingModelError, OllamaServer, ServerModel
 from po_distill.records import ServedStudent
 
 _OURS = "po_distill."  # what begins the keys that the packager writes into a GGUF
@@ -74,7 +74,10 @@ def _has_tag(name: str, read: ModelName) -> bool:
 
 def _is_ours(server: OllamaServer, models: Iterable[ServerModel], digest: str) -> bool:
     name = next(model.name for model in models if model.digest == digest)
-    info: dict[str, Any] = server.show(name).get("model_info") or {}
+    try:
+        info: dict[str, Any] = server.show(name).get("model_info") or {}
+    except MissingModelError:  # removed since it was listed
+        return False
     return any(key.startswith(_OURS) for key in info)
 
 

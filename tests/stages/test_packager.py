@@ -1,4 +1,6 @@
+import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,28 +10,35 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("xllamacpp")
+from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from po_distill.artifacts import digest_file, read_manifest
 from po_distill.base_models import MISTRAL_7B_INSTRUCT, QWEN2_5_7B_INSTRUCT
+from po_distill.cli import cli
 from po_distill.errors import ArtifactError, InputError, WeightsError
+from po_distill.modelfile import modelfile
 from po_distill.records import OllamaPackage
+from po_distill.roles.product_owner.role import ProductOwnerRole
 from po_distill.stages.merger import Merger
-from po_distill.stages.packager import Packager, modelfile
+from po_distill.stages.packager import Packager
 from po_distill.weights.checkpoint import locate
 from runtime import Runtime, greedy_agreement
+from scripted_student import scripted_student
 from tiny_models import tiny_adapter, tiny_mistral, tiny_model
 
 PARAMETERS = {"num_ctx": 8192, "num_predict": 4096, "temperature": 0.4}
 MISTRAL_MODELFILE = '''\
 FROM ./po-student-v1.Q4_0.gguf
 TEMPLATE """{{- range $index, $_ := .Messages }}
-{{- if eq .Role "user" }}[INST] {{ if and $.System (eq (len (slice $.Messages $index)) 1) }}{{ $.System }}
+{{- if eq .Role "user" }}[INST] {{ if and (eq (len (slice $.Messages $index)) 1) (eq (index $.Messages 0).Role "system") }}{{ $.System }}
 
 {{ end }}{{ .Content }}[/INST]
 {{- else if eq .Role "assistant" }} {{ .Content }}</s>
 {{- end }}
 {{- end }}"""
+SYSTEM """Keep one "vision".
+Be brief."""
 PARAMETER num_ctx 8192
 PARAMETER num_predict 4096
 PARAMETER temperature 0.4
@@ -37,14 +46,14 @@ PARAMETER stop "</s>"
 PARAMETER stop "[INST]"
 PARAMETER stop "[/INST]"
 LICENSE "Apache-2.0"
-'''
+'''  # noqa: E501
 QWEN_MODELFILE = '''\
 FROM ./po-student-v1.Q4_0.gguf
-TEMPLATE """<|im_start|>system
-{{ if .System }}{{ .System }}{{ else }}You are Qwen, created by Alibaba Cloud. You are a helpful assistant.{{ end }}<|im_end|>
-{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}
+TEMPLATE """{{ range $index, $_ := .Messages }}{{ if and (eq $index 0) (ne .Role "system") }}<|im_start|>system
+You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>
+{{ end }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
-{{ end }}{{ end }}<|im_start|>assistant
+{{ end }}<|im_start|>assistant
 """
 PARAMETER num_ctx 8192
 PARAMETER num_predict 4096
@@ -53,7 +62,7 @@ PARAMETER stop "<|im_end|>"
 PARAMETER stop "<|im_start|>"
 PARAMETER stop "<|endoftext|>"
 LICENSE "Apache-2.0"
-'''  # noqa: E501
+'''
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +83,18 @@ def version(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "text"),
-    [(MISTRAL_7B_INSTRUCT, MISTRAL_MODELFILE), (QWEN2_5_7B_INSTRUCT, QWEN_MODELFILE)],
-    ids=["mistral", "qwen2"],
+    ("spec", "system", "text"),
+    [
+        (MISTRAL_7B_INSTRUCT, 'Keep one "vision".\nBe brief.', MISTRAL_MODELFILE),
+        (QWEN2_5_7B_INSTRUCT, "", QWEN_MODELFILE),
+    ],
+    ids=["mistral_with_a_system_text", "qwen2"],
 )
-def test_the_modelfile_of_a_family_is_this(spec, text):
-    assert modelfile("po-student-v1.Q4_0.gguf", spec.ollama_template, spec.stops, PARAMETERS, spec.license) == text
+def test_the_modelfile_of_a_family_is_this(spec, system, text):
+    made = modelfile(
+        "po-student-v1.Q4_0.gguf", spec.ollama_template, spec.stops, PARAMETERS, spec.license, system=system
+    )
+    assert made == text
 
 
 def test_the_package_is_a_gguf_that_answers_and_a_modelfile_that_names_it(version):
@@ -123,6 +138,77 @@ def test_the_same_package_is_returned_and_another_one_refused(version):
     assert (version / "Modelfile").stat().st_mtime_ns == written
     with pytest.raises(ArtifactError, match=r"finished package po-student-v1 \(q4_0\)"):
         Packager(quantization="f16").package(version)
+
+
+@pytest.mark.parametrize("named", ["adapter", "."])
+def test_an_adapter_is_merged_first_where_it_is_named_in_the_models_place(version, named):
+    result = CliRunner().invoke(cli, ["package", "--adapter", str(version / named), "--quant", "f16", "--json"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    assert (made["name"], made["path"]) == ("po-student-v1", str(version))
+    assert set(read_manifest(version).stages) == {"merge", "package"}
+
+
+def test_other_settings_than_the_finished_packages_are_refused(tmp_path):
+    folder = scripted_student(tmp_path / "s", "It is a vision.")
+    Packager().package(folder)
+    for settings in ({"num_ctx": 4096}, {"num_predict": 100}, {"temperature": 0.0}):
+        with pytest.raises(ArtifactError, match=r"po-student-v1 \(num_ctx 8192, num_predict 4096, temperature 0\.4\)"):
+            Packager(**settings).package(folder)
+
+
+def test_a_package_that_an_earlier_version_made_is_made_again_with_what_it_did_not_note(tmp_path):
+    folder = scripted_student(tmp_path / "s", "It is a vision.")
+    package = Packager().package(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in ("template", "system", "license", "chat", "serve", "num_predict", "temperature"):
+        del manifest["stages"]["package"][name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Packager().package(folder) == package
+
+
+# --- what it is created with ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("longest", "settings", "num_ctx"),
+    [
+        (1700, {}, 6144),
+        (2048, {}, 6144),
+        (2049, {}, 7168),
+        (1700, {"num_predict": 300}, 2048),
+        (30000, {}, 32768),
+        (None, {}, 8192),
+        (1700, {"num_ctx": 3000}, 3000),
+        (1700, {"num_ctx": 99999}, 32768),
+    ],
+)
+def test_the_context_holds_the_longest_row_of_the_training_and_an_answer(tmp_path, longest, settings, num_ctx):
+    folder = scripted_student(tmp_path / "s", "It is a vision.", longest=longest, context_tokens=32768)
+    assert Packager(**settings).package(folder).num_ctx == num_ctx
+    assert f"PARAMETER num_ctx {num_ctx}\n" in (folder / "Modelfile").read_text()
+
+
+def test_the_contracts_system_text_is_the_packages(tmp_path):
+    contract = ProductOwnerRole().contract
+    folder = scripted_student(tmp_path / "s", "It is a vision.", contract=contract)
+    assert Packager().package(folder).system == contract.system
+    assert f'SYSTEM """{contract.system}"""' in (folder / "Modelfile").read_text()
+    other = scripted_student(tmp_path / "t", "It is a vision.", contract=ProductOwnerRole(prompt="").contract)
+    assert Packager().package(other).system == ""
+    assert "SYSTEM" not in (other / "Modelfile").read_text()
+
+
+def test_each_runtime_has_its_command_whatever_the_folder_is_called(tmp_path):
+    folder = scripted_student(tmp_path / "two words; rm -rf", "It is a vision.")
+    package = Packager(quantization="q8_0", num_predict=900).package(folder)
+    words = {runtime: shlex.split(command) for runtime, command in package.serve.items()}
+    assert words == {
+        "ollama": ["ollama", "create", "po-student-v1", "-f", str(folder / "Modelfile")],
+        "llama_cpp": ["llama-server", "-m", str(folder / "po-student-v1.Q8_0.gguf"), "-c", "8192", "--jinja", "--alias",
+                      "po-student-v1", "--temp", "0.4", "-n", "900"],
+        "vllm": ["vllm", "serve", str(folder), "--served-model-name", "po-student-v1", "--max-model-len", "8192"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from po_distill.commands.options import DATASET, MODELS, json_option, open_role_of, print_result, role_options
+from po_distill.commands.options import (
+    DATASET,
+    MODELS,
+    SectionedGroup,
+    json_option,
+    open_role_of,
+    print_result,
+    role_options,
+    sectioned,
+)
+from po_distill.commands.package import list_students, remove, tell_installed
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -106,29 +118,84 @@ def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -
     )
 
 
-@click.command()
-@click.option(
-    "--model", "--model-path", "model", required=True, type=click.Path(path_type=Path), help="Merged model's folder."
+@click.group(cls=SectionedGroup, invoke_without_command=True)
+@sectioned("What is packaged", "--model", "--model-path", "model", type=_PATH, help="Merged model's folder.")
+@sectioned(
+    "What is packaged", "--adapter", "--adapter-path", "adapter", type=_PATH, help="Adapter folder, to be merged first."
 )
-@click.option("--name", help="Name of the Ollama model.  [default: the folder's]")
-@click.option(
-    "--quant", default="q4_0", show_default=True, type=click.Choice(["q4_0", "q8_0", "f16"], case_sensitive=False)
+@sectioned("What is packaged", "--base", "--base-model", "base", help="Its base.  [default: the adapter's own]")
+@sectioned("As what", "--name", help="Name of the Ollama model.  [default: the folder's]")
+@sectioned(
+    "As what",
+    "--quant",
+    default="q4_0",
+    show_default=True,
+    type=click.Choice(["q4_0", "q8_0", "f16"], case_sensitive=False),
 )
-@click.option(
-    "--output", "--output-dir", "output", type=click.Path(path_type=Path), help="Folder.  [default: the model's]"
+@sectioned(
+    "As what",
+    "--num-ctx",
+    type=click.IntRange(min=1),
+    help="Tokens of context.  [default: the longest row of the training, and an answer]",
 )
+@sectioned(
+    "As what", "--num-predict", default=4096, show_default=True, type=click.IntRange(min=1), help="Longest answer."
+)
+@sectioned("As what", "--temperature", default=0.4, show_default=True, type=click.FloatRange(0, 2))
+@sectioned(
+    "Where it runs",
+    "--target",
+    default="ollama",
+    show_default=True,
+    type=click.Choice(["ollama", "llama_cpp", "vllm"]),
+    help="Runtime whose command is printed.",
+)
+@sectioned("Where it runs", "--install", is_flag=True, help="Make it on an Ollama server, and prove it there.")
+@sectioned("Where it runs", "--host", help="That server.  [default: OLLAMA_HOST, else this machine]")
+@sectioned("Output", "--output", "--output-dir", "output", type=_PATH, help="Folder.  [default: the model's]")
 @json_option
-def package(model: Path, name: str | None, quant: str, output: Path | None, as_json: bool) -> None:
-    """Write the GGUF and the Modelfile for a merged model."""
+def package(
+    model: Path | None, adapter: Path | None, base: str | None, name: str | None, quant: str, num_ctx: int | None,
+    num_predict: int, temperature: float, target: str, install: bool, host: str | None, output: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Write the GGUF and the Modelfile for a merged model, and make it on an Ollama server.
+
+    With --install the model is made under a tag of its own, proven (what it is made of, the prompt it sees, one
+    answer), and only then the name stands for it. `package list` shows the students of a server, `package remove`
+    takes one away.
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return None
+    if (model is None) == (adapter is None):
+        raise click.UsageError("Name what is packaged: --model FOLDER, or --adapter FOLDER to merge it first.")
+    from po_distill.ollama_server import OllamaServer
     from po_distill.reporting import console
     from po_distill.stages.packager import Packager
 
-    quantization: Any = quant.lower()
-    made = Packager(name=name or model.resolve().name.replace("_", "-"), quantization=quantization).package(
-        model, output
-    )
-    print_result(
-        made,
-        as_json,
-        lambda _: console.tell_next(f"GGUF: {made.gguf.path}\nModelfile: {made.modelfile_path}", made.create_command),
-    )
+    if install:
+        OllamaServer(host).models()  # that there is none is better known before the weights are merged and rounded
+    folder = model if model is not None else _merged(adapter, base)
+    packager = Packager(
+        name or folder.resolve().name.replace("_", "-"), cast(Any, quant.lower()), num_ctx=num_ctx,
+        num_predict=num_predict, temperature=temperature,
+    )  # fmt: skip
+    made = packager.package(folder, output)
+    if install:
+        installed = packager.install(made, host)
+        both = {**made.model_dump(mode="json"), "installed": installed.model_dump(mode="json")}
+        return print_result(both, as_json, lambda _: tell_installed(installed))
+    files = f"GGUF: {made.gguf.path}\nModelfile: {made.modelfile_path}"
+    return print_result(made, as_json, lambda _: console.tell_next(files, made.serve[target]))
+
+
+package.add_command(list_students)
+package.add_command(remove)
+
+
+def _merged(adapter: Path | None, base: str | None) -> Path:
+    from po_distill.stages.merger import Merger
+
+    assert adapter is not None
+    is_version = not (adapter / "adapter_config.json").exists() and (adapter / "adapter").is_dir()
+    return Path(Merger().merge(adapter, adapter if is_version else adapter.resolve().parent, base=base).path)

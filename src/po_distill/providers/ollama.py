@@ -7,17 +7,15 @@ zero is left out.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from po_distill.errors import ProviderError, SettingsError
 from po_distill.interfaces import Role
+from po_distill.ollama_names import server_url
 from po_distill.providers.http_json import JsonClient
 from po_distill.records import ProviderSettings, ProviderTraits, Request, Response, Usage
 
@@ -67,10 +65,7 @@ class OllamaProvider:
         if not settings.model:
             raise SettingsError("The provider ollama needs a model.", "Name one that `ollama list` shows.")
         self._model = settings.model
-        base_url, where = settings.base_url, "base_url"
-        if not base_url:
-            base_url, where = os.environ.get("OLLAMA_HOST", "").strip(" \"'"), "OLLAMA_HOST"
-        self._url = _origin(base_url, where) + "/api/chat"
+        self._url = server_url(settings.base_url, "base_url") + "/api/chat"
         self._client = JsonClient("Ollama", timeout_s=self._options.timeout_s, extra="http")
 
     async def generate(self, request: Request) -> Response:
@@ -277,40 +272,3 @@ def _options(given: Mapping[str, JsonValue]) -> _Options:
                 f"The provider ollama has no option {name!r}.", f"Its options: {', '.join(_Options.model_fields)}."
             ) from error
         raise SettingsError(f"The option {name} of ollama is {given[name]!r}.", f"{first['msg']}.") from error
-
-
-def _origin(given: str, where: str) -> str:
-    """The address of a server, read as Ollama reads OLLAMA_HOST: a host, host:port or a URL.
-
-    The port is 11434, in a URL the scheme's; a server that listens on every address is asked on the loopback one.
-    """
-    scheme, separator, rest = given.rpartition("://")
-    scheme = scheme.lower() or "http"
-    rest = f"[{rest}]" if _is_ipv6(rest) else rest
-    try:
-        address = urlsplit(f"//{rest}")
-        port = address.port
-    except ValueError as error:
-        raise _no_address(given, where) from error
-    if scheme not in ("http", "https") or address.query or address.fragment or "@" in rest or " " in rest:
-        raise _no_address(given, where)
-    host = address.hostname or "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to ask, none to listen on
-    if port is None:
-        port = {"http": 80, "https": 443}[scheme] if separator else 11434
-    return f"{scheme}://{f'[{host}]' if _is_ipv6(host) else host}:{port}{address.path.rstrip('/')}"
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return isinstance(ip_address(text), IPv6Address)
-    except ValueError:
-        return False
-
-
-def _no_address(given: str, where: str) -> SettingsError:
-    shown = "no address" if set(given) & set("@?") else f"{given!r}, which is no address"  # those may hold a password
-    return SettingsError(
-        f"{where} for the provider ollama is {shown} of a server.",
-        "Give one such as http://127.0.0.1:11434, without user, password or query.",
-    )

@@ -1,33 +1,47 @@
-"""A merged model becomes a GGUF and a Modelfile: all that an Ollama server needs."""
+"""A merged model becomes a GGUF and a Modelfile, and a proven model on an Ollama server."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from po_distill import artifacts
 from po_distill.artifacts import digest_file
 from po_distill.base_models import MISTRAL_OLLAMA_TEMPLATE, chatml_ollama_template
 from po_distill.errors import ArtifactError, InputError, WeightsError
-from po_distill.records import BaseModelSpec, GGUFFile, MergedModel, OllamaPackage, PromptContract, Quantization
+from po_distill.installing import PACKAGE_STAGE as STAGE
+from po_distill.installing import install_package, read_package
+from po_distill.modelfile import modelfile, unwritten_modelfile
+from po_distill.ollama_names import read_model_name
+from po_distill.ollama_server import OllamaServer
+from po_distill.records import (
+    Adapter,
+    BaseModelSpec,
+    ChatForm,
+    GGUFFile,
+    InstalledPackage,
+    MergedModel,
+    OllamaPackage,
+    PromptContract,
+    Quantization,
+)
 from po_distill.weights.chat_template import known_form, read_chat_template
 from po_distill.weights.checkpoint import digest_checkpoint, end_texts, find_spec, read_config, read_special_texts
 from po_distill.weights.gguf import write_gguf
+from po_distill.weights.gguf_tokenizer import read_tokenizer
 
-STAGE = "package"
-# Ollama, types/model/name.go: each part begins with a letter, a digit or "_", and has at most 80 characters.
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_NAME = re.compile(rf"(?:(?:{_PART}(?::\d+)?/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?")
-_DEFAULT_NUM_CTX = 8192
+_UNTRAINED_NUM_CTX = 8192  # where it is not known how long the rows were that it was trained on
+_CONTEXT_STEP = 1024
 
 
 class Packager:
     """Packages checkpoints under the Ollama model name `name`.
 
-    `num_ctx` (tokens of context, at most what the model was made for), `temperature` and `num_predict` (the
-    longest answer, in tokens) become parameters of the Modelfile.
+    `num_ctx` (tokens of context), `temperature` and `num_predict` (the longest answer, in tokens) become parameters of
+    the model. Without `num_ctx` the context holds the longest row of the training and an answer, and never more than
+    the model was made for.
     """
 
     def __init__(
@@ -35,15 +49,11 @@ class Packager:
         name: str = "po-student-v1",
         quantization: Quantization = "q4_0",
         *,
-        num_ctx: int = _DEFAULT_NUM_CTX,
+        num_ctx: int | None = None,
         temperature: float = 0.4,
         num_predict: int = 4096,
     ) -> None:
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"{name!r} is no name that Ollama takes for a model.",
-                "Use letters, digits, '-', '_' and '.', such as po-student-v1, with an optional tag after a colon.",
-            )
+        read_model_name(name)
         self.name, self.quantization = name, quantization
         self.num_ctx, self.temperature, self.num_predict = num_ctx, temperature, num_predict
 
@@ -60,82 +70,127 @@ class Packager:
         merged = model if isinstance(model, MergedModel) else _recorded_merge(folder)
         digest = merged.digest if merged else digest_checkpoint(folder)
         gguf_path = target / f"{re.sub('[/:]', '-', self.name)}.{self.quantization.upper()}.gguf"
-        if finished := self._finished(target, digest, gguf_path):
+        num_ctx = self._context(folder, config)
+        if finished := self._finished(target, digest, gguf_path, num_ctx):
             return finished
         spec = find_spec(merged.base_name) if merged else None
-        template = ollama_template(folder, spec)
-        stops = spec.stops if spec else end_texts(folder)
-        contract = merged.contract if merged else None
-        num_ctx = min(self.num_ctx, int(config["max_position_embeddings"]))
-        text = modelfile(
-            gguf_path.name,
-            template,
-            stops,
-            {"num_ctx": num_ctx, "num_predict": self.num_predict, "temperature": self.temperature},
-            spec.license if spec else None,
-        )
-        for partial in target.glob(f".{gguf_path.name}.*.partial"):
-            partial.unlink(missing_ok=True)
-        gguf = write_gguf(
-            folder,
-            gguf_path,
-            self.quantization,
-            name=self.name,
-            license=spec.license.lower() if spec else None,
-            metadata={"prompt_contract": contract.digest} if contract else None,
-        )
-        artifacts.write_text(target / "Modelfile", text)
-        return self._recorded(target, gguf, num_ctx, stops, contract, digest)
-
-    def _recorded(
-        self,
-        target: Path,
-        gguf: GGUFFile,
-        num_ctx: int,
-        stops: Sequence[str],
-        contract: PromptContract | None,
-        digest: str,
-    ) -> OllamaPackage:
+        template, chat = ollama_template(folder, spec), _chat_form(folder, config)
+        contract, license = merged.contract if merged else None, spec.license if spec else None
         path = target / "Modelfile"
         package = OllamaPackage(
             name=self.name,
             path=str(target),
-            gguf=gguf,
+            gguf=self._write(folder, gguf_path, license, contract),
             modelfile_path=str(path),
             num_ctx=num_ctx,
-            stops=tuple(stops),
+            num_predict=self.num_predict,
+            temperature=self.temperature,
+            stops=spec.stops if spec else end_texts(folder),
+            template=template,
+            system=contract.system if contract else "",
+            license=license,
+            chat=chat,
             contract=contract,
             create_command=f"ollama create {self.name} -f {shlex.quote(str(path))}",
         )
-        artifacts.record_stage(
-            target,
-            STAGE,
-            package,
-            inputs={"merged": digest},
-            outputs={Path(gguf.path).name: gguf.digest, "Modelfile": digest_file(path)},
-            contract=contract,
-        )
-        return package
+        return _recorded(package, folder, digest)
 
-    def _finished(self, target: Path, digest: str, gguf_path: Path) -> OllamaPackage | None:
+    def install(self, package: OllamaPackage | Path | str, host: str | None = None) -> InstalledPackage:
+        """Make a package's model on an Ollama server, prove it there, and let the package's name stand for it.
+
+        `package` is the record, or the folder that holds it; `host` is the server, else OLLAMA_HOST's, else the one on
+        this machine. A killed run leaves what was there answering, and the next one finishes. Raises UnprovenError, a
+        ProviderError, where what the server has is not what was packaged: what this run made is removed then.
+        """
+        found = package if isinstance(package, OllamaPackage) else read_package(package)
+        return install_package(OllamaServer(host), found)
+
+    def _context(self, folder: Path, config: dict[str, Any]) -> int:
+        """Tokens of context: room for the longest row of the training, whatever of it is the prompt, and an answer."""
+        most = int(config["max_position_embeddings"])
+        if self.num_ctx is not None:
+            return min(self.num_ctx, most)
+        manifest = artifacts.read_manifest(folder)
+        trained = manifest.stages.get("train") if manifest else None
+        if trained is None:
+            return min(_UNTRAINED_NUM_CTX, most)
+        adapter = artifacts.parse_record(trained, Adapter, f"{folder / artifacts.MANIFEST_NAME}, stage train")
+        if adapter.training is None:
+            return min(_UNTRAINED_NUM_CTX, most)
+        wanted = adapter.training.longest + self.num_predict
+        return min(-(-wanted // _CONTEXT_STEP) * _CONTEXT_STEP, most)
+
+    def _write(self, folder: Path, path: Path, license: str | None, contract: PromptContract | None) -> GGUFFile:
+        for partial in path.parent.glob(f".{path.name}.*.partial"):
+            partial.unlink(missing_ok=True)
+        return write_gguf(
+            folder,
+            path,
+            self.quantization,
+            name=self.name,
+            license=license.lower() if license else None,
+            metadata={"package": self.name, **({"prompt_contract": contract.digest} if contract else {})},
+        )
+
+    def _finished(self, target: Path, digest: str, gguf_path: Path, num_ctx: int) -> OllamaPackage | None:
         """The package that stands in `target`, if it is of this model and these settings."""
         manifest = artifacts.read_manifest(target)
         if manifest is None or STAGE not in manifest.stages:
             return None
-        package = artifacts.parse_record(
-            manifest.stages[STAGE], OllamaPackage, f"{target / artifacts.MANIFEST_NAME}, stage {STAGE}"
-        )
-        same = (package.name, package.gguf.quantization, manifest.inputs.get("merged")) == (
-            self.name,
-            self.quantization,
-            digest,
-        )
-        if not same:
-            raise ArtifactError(
-                f"{target} holds the finished package {package.name} ({package.gguf.quantization}).",
-                "Name another folder with --output; nothing is written over a finished one.",
-            )
+        package = read_package(target)
+        found = (package.name, package.gguf.quantization, manifest.inputs.get("merged"))
+        if found != (self.name, self.quantization, digest):
+            raise _other_package(target, f"{package.name} ({package.gguf.quantization})")
+        if not package.template:
+            return None  # an earlier version made it, which did not note what a server is given
+        if (package.num_ctx, package.num_predict, package.temperature) != (num_ctx, self.num_predict, self.temperature):
+            found_too = f"num_ctx {package.num_ctx}, num_predict {package.num_predict}"
+            raise _other_package(target, f"{package.name} ({found_too}, temperature {package.temperature:g})")
         return package if gguf_path.exists() and (target / "Modelfile").exists() else None
+
+
+def _recorded(package: OllamaPackage, folder: Path, digest: str) -> OllamaPackage:
+    """The package with its Modelfile and its note in the manifest; `folder` and `digest` are the checkpoint's."""
+    target, path = Path(package.path), Path(package.modelfile_path)
+    gguf_name = Path(package.gguf.path).name
+    numbers = {key: value for key, value in package.parameters.items() if not isinstance(value, list)}
+    try:
+        text = modelfile(gguf_name, package.template, package.stops, numbers, package.license, system=package.system)
+    except InputError as error:
+        command = _install_command(package, folder)
+        package = package.model_copy(update={"create_command": command})
+        text = unwritten_modelfile(error.problem, command)
+    package = package.model_copy(update={"serve": _serve(package, folder)})
+    artifacts.write_text(path, text)
+    artifacts.record_stage(
+        target,
+        STAGE,
+        package,
+        inputs={"merged": digest},
+        outputs={gguf_name: package.gguf.digest, "Modelfile": digest_file(path)},
+        contract=package.contract,
+    )
+    return package
+
+
+def _install_command(package: OllamaPackage, folder: Path) -> str:
+    settings = {
+        "--model": str(folder),
+        "--name": package.name,
+        "--quant": package.gguf.quantization,
+        "--num-ctx": str(package.num_ctx),
+        "--num-predict": str(package.num_predict),
+        "--temperature": f"{package.temperature:g}",
+        "--output": package.path,
+    }
+    return shlex.join(["po-distill", "package", *(part for pair in settings.items() for part in pair), "--install"])
+
+
+def _other_package(target: Path, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"{target} holds the finished package {what}.",
+        "Name another folder with --output; nothing is written over a finished one.",
+    )
 
 
 def _recorded_merge(folder: Path) -> MergedModel | None:
@@ -145,7 +200,7 @@ def _recorded_merge(folder: Path) -> MergedModel | None:
     return artifacts.parse_record(manifest.stages["merge"], MergedModel, f"{folder / artifacts.MANIFEST_NAME}, merge")
 
 
-# --- the Modelfile --------------------------------------------------------------------------------
+# --- what the checkpoint says ---------------------------------------------------------------------
 
 
 def ollama_template(folder: Path, spec: BaseModelSpec | None) -> str:
@@ -165,28 +220,23 @@ def ollama_template(folder: Path, spec: BaseModelSpec | None) -> str:
     )
 
 
-def modelfile(
-    gguf_name: str, template: str, stops: Sequence[str], parameters: dict[str, int | float], license: str | None
-) -> str:
-    """The text of a Modelfile. Raises InputError where a value would break out of its quotes."""
-    lines = [f"FROM ./{gguf_name}", f"TEMPLATE {_quoted('TEMPLATE', template)}"]
-    lines += [f"PARAMETER {key} {value}" for key, value in parameters.items()]
-    lines += [f"PARAMETER stop {_quoted('stop', stop)}" for stop in stops]
-    lines += [f"LICENSE {_quoted('LICENSE', license)}"] if license else []
-    return "\n".join(lines) + "\n"
+def _chat_form(folder: Path, config: dict[str, Any]) -> ChatForm:
+    tokenizer = read_tokenizer(folder, config)
+    special = {kind: tokenizer.tokens[number] for kind, number in tokenizer.ids.items()}
+    return ChatForm(
+        template=read_chat_template(folder),
+        bos=special.get("bos", ""),
+        eos=special.get("eos", ""),
+        runtime_adds_bos=tokenizer.add_bos,
+    )
 
 
-def _quoted(what: str, value: str) -> str:
-    """A value in the Modelfile's quotes, of which there are two kinds and no escapes (Ollama, parser/parser.go)."""
-    if odd := next((sign for sign in value if not sign.isprintable() and sign not in "\n\t"), None):
-        raise InputError(
-            f"The Modelfile's {what} holds the character U+{ord(odd):04X}, which Ollama drops.", "Take it out."
-        )
-    if '"' not in value and "\n" not in value:
-        return f'"{value}"'
-    if '"""' in value or value.startswith('"') or value.endswith('"'):
-        raise InputError(
-            f"The Modelfile's {what} holds quotes that would end it early: {value[:60]!r}.",
-            "Take them out; Modelfiles know no escapes.",
-        )
-    return f'"""{value}"""'
+def _serve(package: OllamaPackage, folder: Path) -> dict[str, str]:
+    """The command to type for each runtime; vLLM serves the checkpoint itself."""
+    gguf, name = shlex.quote(package.gguf.path), shlex.quote(package.name)
+    sampling = f"--temp {package.temperature:g} -n {package.num_predict}"
+    return {
+        "ollama": package.create_command,
+        "llama_cpp": f"llama-server -m {gguf} -c {package.num_ctx} --jinja --alias {name} {sampling}",
+        "vllm": f"vllm serve {shlex.quote(str(folder))} --served-model-name {name} --max-model-len {package.num_ctx}",
+    }

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +24,13 @@ _SPEAKS_OF_TOOLS = re.compile(r"tool|think|reasoning|available_functions", re.IG
 _SYSTEM = {"role": "system", "content": "Be brief."}
 _ASKED = {"role": "user", "content": "What is it?"}
 _ANSWERED = {"role": "assistant", "content": "It is a vision."}
-_PADDED = {"role": "assistant", "content": " It is a vision.\n"}
 PROBES: tuple[tuple[dict[str, str], ...], ...] = (
     (_ASKED,),
     (_SYSTEM, _ASKED),
     (_ASKED, _ANSWERED, _ASKED),
     (_SYSTEM, _ASKED, _ANSWERED, _ASKED),
-    (_ASKED, _PADDED, _ASKED),
 )
+_TRIMMED_PROBE = (_ASKED, {"role": "assistant", "content": " It is a vision.\n"}, _ASKED)
 
 _CHATML = """\
 {%- if messages[0]['role'] != 'system' %}{{- SYSTEM_TURN }}{%- endif %}
@@ -78,6 +78,20 @@ def read_chat_template(folder: Path) -> str:
 
 def render(template: str, messages: Conversation, *, bos: str, eos: str, add_generation_prompt: bool = True) -> str:
     """A conversation as transformers' apply_chat_template renders it to text. Raises jinja2.TemplateError."""
+    text: str = _compiled(template).render(
+        messages=list(messages),
+        bos_token=bos,
+        eos_token=eos,
+        add_generation_prompt=add_generation_prompt,
+        tools=None,
+        documents=None,
+    )
+    return text
+
+
+@lru_cache(maxsize=16)
+def _compiled(template: str) -> Any:
+    """A template as transformers compiles it, kept as the same few are rendered again and again."""
     try:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -93,14 +107,7 @@ def render(template: str, messages: Conversation, *, bos: str, eos: str, add_gen
     environment.globals["raise_exception"] = raise_exception
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
     environment.globals["strftime_now"] = lambda pattern: "1 January 2026"
-    return environment.from_string(template).render(
-        messages=list(messages),
-        bos_token=bos,
-        eos_token=eos,
-        add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
-    )
+    return environment.from_string(template)
 
 
 def known_form(template: str, *, bos: str, eos: str) -> KnownForm | None:
@@ -110,19 +117,21 @@ def known_form(template: str, *, bos: str, eos: str) -> KnownForm | None:
     if match := re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n<\|im_start\|>user\n", plain or "", re.DOTALL):
         default = match[1]
     turn = "" if default is None else f"<|im_start|>system\n{default}<|im_end|>\n"
-    for form in (
+    forms = (
         KnownForm("chatml", default, _CHATML.replace("SYSTEM_TURN", _quoted(turn))),
         KnownForm("mistral", None, _MISTRAL),
         KnownForm("mistral", None, _MISTRAL.replace("message['content'] + eos", "message['content'] | trim + eos")),
-    ):
-        if renders_alike(template, form.template, bos=bos, eos=eos):
-            return form
+    )
+    for probes in ((*PROBES, _TRIMMED_PROBE), PROBES):  # the nearest form, else one that renders prompts alike
+        for form in forms:
+            if renders_alike(template, form.template, bos=bos, eos=eos, probes=probes):
+                return form
     return None
 
 
-def renders_alike(one: str, other: str, *, bos: str, eos: str) -> bool:
+def renders_alike(one: str, other: str, *, bos: str, eos: str, probes: Sequence[Conversation] = PROBES) -> bool:
     """Whether `other` renders every probe that `one` accepts to the same text, and there is such a probe."""
-    accepted = [(probe, text) for probe in PROBES if (text := _outcome(one, probe, bos, eos)) is not None]
+    accepted = [(probe, text) for probe in probes if (text := _outcome(one, probe, bos, eos)) is not None]
     return bool(accepted) and all(_outcome(other, probe, bos, eos) == text for probe, text in accepted)
 
 

@@ -165,7 +165,7 @@ def schema_violations(documents: Documents) -> list[Violation]:
             found.append(Violation(kind=f"missing_{'vision' if name == VISION else 'review'}", detail=name))
             continue
         try:
-            model.model_validate(_with_few_unknown(model, documents[name]), strict=True)
+            model.model_validate(_with_few_keys(model, documents[name]), strict=True)
         except ValidationError as error:
             found += [_violation(name, dict(detail)) for detail in error.errors(include_url=False)]
         if name == VISION and not is_timestamp(documents[name].get("last_updated")):
@@ -173,18 +173,20 @@ def schema_violations(documents: Documents) -> list[Violation]:
     return found
 
 
-_MOST_UNKNOWN = 20
+_MOST_KEYS = 40  # twice as many as a document has
 
 
-def _with_few_unknown(model: type[Record], document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with the first unknown keys alone: each is a violation, and an answer may hold thousands."""
-    known = model.model_fields
-    unknown = itertools.islice((name for name in document if name not in known), _MOST_UNKNOWN)
-    result = {name: document[name] for name in (*(name for name in known if name in document), *unknown)}
-    for name, value in result.items():
-        held = known[name].annotation if name in known else None
-        if isinstance(value, Mapping) and isinstance(held, type) and issubclass(held, Record):
-            result[name] = _with_few_unknown(held, value)
+def _with_few_keys(model: type[Record], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A document without most of its unknown keys: each is a violation of its own, and some answers hold thousands."""
+    if not any(len(held) > _MOST_KEYS for held in (document, *document.values()) if isinstance(held, dict)):
+        return document
+    unknown = (name for name in document if name not in model.model_fields)
+    names = [*(name for name in model.model_fields if name in document), *itertools.islice(unknown, _MOST_KEYS)]
+    result = {name: document[name] for name in names}
+    for name, field in model.model_fields.items():
+        held = document.get(name)
+        if isinstance(held, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, Record):
+            result[name] = _with_few_keys(field.annotation, held)
     return result
 
 
