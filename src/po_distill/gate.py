@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from po_distill.records import Answer, Concept, Example, Inspection, Message, Re
 from po_distill.row_files import RawRow
 from po_distill.source_rows import Recorded, answer_in
 
-MAX_CHARACTERS = 200_000
+MAX_CHARACTERS = 100_000
 """Of a concept with its requirements, and of an answer: more is no text for a role, and takes seconds to score."""
 
 _FEWEST_WORDS = 50  # a shorter answer does not differ enough from others for its likeness to say anything
@@ -287,13 +288,18 @@ def squeezed(text: str) -> str:
 def _unfit_text(item: Recorded) -> tuple[str, str] | None:
     """(reason, detail) for a row whose texts nobody should work on; None for the others."""
     concept = item.concept
-    texts = (concept.concept, concept.requirements_yaml, concept.existing_vision or "", item.text)
-    asked, answered = sum(map(len, texts[:3])), len(item.text)
-    if max(asked, answered) > MAX_CHARACTERS:
-        what, length = ("the concept", asked) if asked > MAX_CHARACTERS else ("the answer", answered)
-        return "text_too_long", f"{what} has {length:,} characters, more than {MAX_CHARACTERS:,}"
+    about = [concept.concept_id, concept.tier, concept.planted_label, concept.metadata]
+    texts = {
+        "the concept": f"{concept.concept}{concept.requirements_yaml}{concept.existing_vision or ''}",
+        "the answer": item.text,
+        "the prompt": "".join(message.content for message in item.prompt or ()),
+        "what the row says beside them": json.dumps(about, ensure_ascii=False),
+    }
+    for what, text in texts.items():
+        if len(text) > MAX_CHARACTERS:
+            return "text_too_long", f"{what} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
     try:
-        "".join((*texts, concept.concept_id)).encode()
+        "".join(texts.values()).encode()
     except UnicodeEncodeError as error:
         return "broken_unicode", f"half of a character (a lone surrogate) at {error.start}"
     return None

@@ -19,6 +19,8 @@ _EXTRAS = {
     "llamacpp": (("xllamacpp",), "running a GGUF locally"),
     "vertex": (("google-genai", "google-cloud-storage", "aiohttp"), "Gemini on Vertex AI as the teacher"),
     "http": (("aiohttp",), "Ollama and OpenAI-compatible servers"),
+    "ollama": (("ollama", "httpx"), "installing packages on an Ollama server"),
+    "data": (("datasets", "pyarrow"), "Parquet and saved Hugging Face datasets"),
     "report": (("matplotlib",), "plots in the report"),
 }
 _GB = 1e9

@@ -55,7 +55,7 @@ def require_verdict(model: str, found: FoundPackage | None, report_path: Path | 
         raise _refused(model, "no package of that name is known here", "Name its folder with --package.")
     digest, tag = found.package.gguf.digest, _split(model)[1]
     again = f"Run: po-distill evaluate --model {found.folder} --gate; then name its report with --report."
-    if re.fullmatch(r"[0-9a-f]{12}", tag) and tag != _short(digest):
+    if re.fullmatch(r"[0-9a-f]{12}", tag) and tag not in (_short(digest), found.package.tag):
         raise _refused(model, f"the package in {found.folder} is {_short(digest)}", "Name the tag's own package.")
     gguf = found.folder / Path(found.package.gguf.path).name
     if gguf.is_file() and artifacts.digest_file(gguf) != digest:

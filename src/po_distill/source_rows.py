@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,9 +129,18 @@ def recorded_of(row: Mapping[str, Any], where: str, role: Role) -> Recorded | Re
         text=text,
         model=str(row.get("model") or "recorded"),
         created_at=row["created_at"] if isinstance(row.get("created_at"), str) else None,
-        stored_score=float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None,
+        stored_score=_number_of(score),
         prompt=_prompt_of(row),
     )
+
+
+def _number_of(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _prompt_of(row: Mapping[str, Any]) -> tuple[Message, ...] | None:

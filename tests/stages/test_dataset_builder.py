@@ -257,7 +257,7 @@ def test_trl_trains_on_each_shape_without_any_mapping(tmp_path: Path) -> None:
     for path in (made.paths["train"], *(made.also[f"{s}.train"] for s in ("messages", "prompt_completion", "parquet"))):
         rows_of = load(tmp_path, "parquet" if path.endswith(".parquet") else "json", path)
         arguments = SFTConfig(
-            str(tmp_path / "sft"), max_steps=1, report_to=[], use_cpu=True, max_length=256, save_strategy="no",
+            str(tmp_path / "sft"), max_steps=1, report_to=[], use_cpu=True, max_length=4096, save_strategy="no",
             per_device_train_batch_size=1, bf16=False,
         )  # fmt: skip
         trainer = SFTTrainer(

@@ -256,11 +256,11 @@ class _Heap:
     """The accepted rows: their lines in a file without a name, and of each what has to be at hand."""
 
     def __init__(self, output: Path) -> None:
-        from po_distill.row_table import RowTable
+        from po_distill.row_table import RowTable, Whereabouts
 
         self._folder = output.parent
         self.table = RowTable()
-        self.wheres: list[str] = []
+        self.wheres = Whereabouts()
         self.points = array("d")  # where a concept's group falls between 0 and 1
         self.labels: list[str | None] = []
         self.tiers: list[str] = []

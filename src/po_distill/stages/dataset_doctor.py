@@ -5,6 +5,7 @@ Every row goes through the gate that the dataset builder uses. Stored scores are
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections import Counter
@@ -215,9 +216,10 @@ class _Chart:
     """What is counted while rows go by."""
 
     def __init__(self) -> None:
-        from po_distill.row_table import RowTable
+        from po_distill.row_table import Distinct, RowTable, Whereabouts
 
-        self.every, self.passed = RowTable(), RowTable()
+        self.every = RowTable()
+        self.passed = RowTable(within=self.every)
         self.rows = self.readable = self.accepted = self.parts = 0
         self.rejected: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()  # by the gate: the rejected without the unreadable
@@ -229,11 +231,11 @@ class _Chart:
         self.contracts: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.values: dict[str, Counter[str]] = {}
-        self.distinct_parts: set[int] = set()
+        self.distinct_parts = Distinct()
         self.score_bins = [0] * _BINS
         self.score_sum = self.stored_worst = 0.0
         self.lowest: list[NotedScore] = []
-        self.wheres: list[str] = []
+        self.wheres = Whereabouts()
         self._prompts: set[int] = set()
         self._facts: dict[str, list[int]] = {}  # name -> [in the answers as they are, rendered]
         self._named: dict[str, list[str]] = {}
@@ -301,7 +303,7 @@ class _Chart:
             off = abs(seen.stored_score - seen.score)
             self.counts["stored_scores"] += 1
             self.counts["stored_wrong"] += not off <= _SAME_SCORE  # what is no number is off too
-            self.stored_worst = max(self.stored_worst, off)
+            self.stored_worst = max(self.stored_worst, off if math.isfinite(off) else 0.0)
 
     def name_rows(self, rule: str, wheres: Sequence[str]) -> None:
         named = self._named.setdefault(rule, [])

@@ -228,7 +228,7 @@ def _free_identifier(document: dict[str, Any]) -> str:
 
 # --- concepts out of prompts --------------------------------------------------------------------
 
-_SECTION = re.compile(r"^(?:#+[ \t]*)?(CONCEPT|EXISTING_VISION|REQUIREMENTS|OUTPUT)[ \t]*:?[ \t]*$", re.MULTILINE)
+_SECTION = re.compile(r"^(?:#+[ \t]*)?(CONCEPT|EXISTING_VISION|REQUIREMENTS|OUTPUT)[ \t]*+:?[ \t]*+$", re.MULTILINE)
 
 
 def read_labelled_prompt(text: str) -> Concept | None:
@@ -251,13 +251,16 @@ def read_labelled_prompt(text: str) -> Concept | None:
     )
 
 
+_MOST_READ = 200_000  # characters of candidates: a prompt of many paragraphs would be read again for each
+
+
 def _leading_mapping(text: str) -> str:
-    paragraphs = text.split("\n\n")
-    for end in range(len(paragraphs), 0, -1):
-        candidate = "\n\n".join(paragraphs[:end])
+    candidate, read = text, 0
+    while candidate and (read := read + len(candidate)) <= _MOST_READ:
         try:
             if isinstance(safe_yaml.load(candidate), dict):
                 return candidate
         except UnreadableYAMLError:
-            continue
+            pass
+        candidate = candidate.rpartition("\n\n")[0]
     return text
