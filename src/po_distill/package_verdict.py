@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from po_distill import artifacts
 from po_distill.errors import InputError
+from po_distill.ollama_names import split_model_name
 from po_distill.records import EvaluationReport, OllamaPackage
 
 PACKAGE_STAGE = "package"
@@ -27,12 +28,12 @@ def find_package(model: str, folder: Path | str | None, models: Path | str) -> F
     None where no folder is given and none has the name. Raises InputError where the folder holds no package or that
     of another model, and where several have the name.
     """
-    name = _split(model)[0]
+    name = split_model_name(model).stem
     if folder is not None:
         package = _package_in(Path(folder))
         if package is None:
             raise InputError(f"{folder} holds no package.", f"Run: po-distill package --model {folder}")
-        if _split(package.name)[0] != name:
+        if split_model_name(package.name).stem != name:
             raise InputError(
                 f"{folder} holds the package {package.name}, not {model}.",
                 "Name the folder of the model's own package.",
@@ -40,7 +41,7 @@ def find_package(model: str, folder: Path | str | None, models: Path | str) -> F
         return FoundPackage(Path(folder), package)
     folders = sorted(path.parent for path in Path(models).glob(f"*/{artifacts.MANIFEST_NAME}"))
     found = [FoundPackage(path, package) for path in folders if (package := _package_in(path))]
-    named = [one for one in found if _split(one.package.name)[0] == name]
+    named = [one for one in found if split_model_name(one.package.name).stem == name]
     if len(named) > 1:
         raise InputError(
             f"{len(named)} packages below {models} are named {name}.",
@@ -53,7 +54,7 @@ def require_verdict(model: str, found: FoundPackage | None, report_path: Path | 
     """Raise InputError unless the report holds a passed verdict on exactly this package, in this role."""
     if found is None or report_path is None:
         raise _refused(model, "no package of that name is known here", "Name its folder with --package.")
-    digest, tag = found.package.gguf.digest, _split(model)[1]
+    digest, tag = found.package.gguf.digest, split_model_name(model).tag
     again = f"Run: po-distill evaluate --model {found.folder} --gate; then name its report with --report."
     if re.fullmatch(r"[0-9a-f]{12}", tag) and tag not in (_short(digest), found.package.tag):
         raise _refused(model, f"the package in {found.folder} is {_short(digest)}", "Name the tag's own package.")
@@ -90,12 +91,6 @@ def _package_in(folder: Path) -> OllamaPackage | None:
         return None
     where = f"{folder / artifacts.MANIFEST_NAME}, stage {PACKAGE_STAGE}"
     return artifacts.parse_record(manifest.stages[PACKAGE_STAGE], OllamaPackage, where)
-
-
-def _split(model: str) -> tuple[str, str]:
-    """A model's name and its tag, which may be missing; a colon before a slash belongs to a host."""
-    head, colon, tail = model.rpartition(":")
-    return (head, tail) if colon and "/" not in tail else (model, "")
 
 
 def _short(digest: str) -> str:

@@ -15,6 +15,7 @@ from po_distill import artifacts, safe_yaml
 from po_distill.config_history import ConfigHistory
 from po_distill.config_text import LINE_ENDS, set_entries
 from po_distill.errors import InputError, SettingsError
+from po_distill.ollama_names import read_model_name
 from po_distill.package_verdict import REPORT_NAME, FoundPackage, find_package, require_verdict
 from po_distill.pipeline_config import configured_provider
 from po_distill.records import ConfigChange, Promotion
@@ -23,8 +24,6 @@ from po_distill.yaml_spelling import Scalar
 OLLAMA = "ollama"
 OLLAMA_URL = "http://localhost:11434"
 # Ollama, types/model/name.go: [host/][namespace/]model[:tag].
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_OLLAMA_NAME = re.compile(rf"(?:(?:{_PART}(?::\d+)?/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?")
 _LINE = re.compile("[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+")
 
 
@@ -182,11 +181,8 @@ def _visible(sign: str) -> str:
 
 
 def _check_model(model: str, *, is_ollama: bool) -> None:
-    if is_ollama and not _OLLAMA_NAME.fullmatch(model):
-        raise InputError(
-            f"{model!r} is no name that Ollama takes for a model.",
-            "Use one that `ollama list` shows, such as po-student-v1 or po-student-v1:latest.",
-        )
+    if is_ollama:
+        read_model_name(model)
     if not model.isprintable() or model != model.strip() or not 0 < len(model) <= 256:
         raise InputError(f"{model!r} is no name for a model.", "Use a name of one line, without blanks around it.")
 
