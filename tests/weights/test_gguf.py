@@ -107,7 +107,7 @@ def test_without_libgguf_the_output_layer_is_q8_0_and_the_file_says_so(tmp_path,
     folder = tiny_model(tmp_path / "model", hidden_size=256)
     whole = write_gguf(folder, tmp_path / "whole.gguf", "q4_0")
     monkeypatch.setattr(gguf_quantization, "has_libgguf", lambda: False)
-    monkeypatch.setattr("po_distill.weights.gguf.has_libgguf", lambda: False)
+    monkeypatch.setattr("po_distill.weights.gguf_placement.has_libgguf", lambda: False)
     written = write_gguf(folder, tmp_path / "m.gguf", "q4_0")
     assert "Q6_K" in whole.tensors and "Q6_K" not in written.tensors
     assert "libgguf is not installed" in written.notes[0]
