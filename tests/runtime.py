@@ -32,7 +32,7 @@ class Runtime:
         return self._runner.run(self.provider.tokenize(text))
 
     def continue_greedily(self, token_ids: list[int], count: int) -> list[int]:
-        return self._runner.run(self.provider.continue_greedily(token_ids, count))
+        return [token for token, _ in self._runner.run(self.provider.continue_greedily(token_ids, count))]
 
 
 def greedy_agreement(gguf: Path, checkpoint: Path, prompts: list[list[int]], count: int, **options: object) -> float:

@@ -27,6 +27,12 @@ TEKKEN_SPLIT = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+GPT4O_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def _regex_split(pattern: str) -> list[pre_tokenizers.PreTokenizer]:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -37,7 +43,9 @@ _SPLITS = {
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "qwen2": lambda: _regex_split(QWEN2_SPLIT),
     "llama-bpe": lambda: _regex_split(LLAMA3_SPLIT),
+    "dbrx": lambda: _regex_split(LLAMA3_SPLIT),
     "tekken": lambda: _regex_split(TEKKEN_SPLIT),
+    "gpt-4o": lambda: _regex_split(GPT4O_SPLIT),
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
 }
 
@@ -83,6 +91,8 @@ def tiny_model(
     for name, value in model.named_parameters():
         if name.endswith(("bias", "norm.weight", "layernorm.weight")):  # zeros and ones would hide a mistake
             torch.nn.init.normal_(value, mean=float(name.endswith("weight")), std=0.2)
+        elif model_type.startswith("gemma") and "embed_tokens" in name:  # else each token is followed by itself
+            value.data *= 0.2
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings_of_tokenizer = {
@@ -94,6 +104,97 @@ def tiny_model(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings_of_tokenizer))
     (folder / "chat_template.jinja").write_text(CHATML)
     return folder
+
+
+# A model of each family that is written as GGUF, and of each setting that changes what is written:
+# (transformers' model_type, settings). Windows are shorter than the tests' prompts, layers enough for each kind.
+TINY_FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
+    "llama_tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "llama3_rope": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama_yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "mistral": ("mistral", {"num_key_value_heads": 4, "sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen3_tied": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 24,
+            "num_hidden_layers": 4,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 24,
+            "num_hidden_layers": 7,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
+            },
+        },
+    ),
+    "phi3": ("phi3", {"num_key_value_heads": 2}),
+    "phi3_partial": (
+        "phi3",
+        {
+            "hidden_size": 128,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+        },
+    ),
+    "phi3_longrope": (
+        "phi3",
+        {
+            "max_position_embeddings": 1024,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 2.0, 2.5],
+                "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0],
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
+}
+
+
+def tiny_family(folder: Path, name: str, split: str = "smollm", **changes: object) -> Path:
+    """The tiny model of a row of TINY_FAMILIES."""
+    model_type, settings = TINY_FAMILIES[name]
+    return tiny_model(folder, model_type, split, **{**settings, **changes})
 
 
 def tiny_adapter(base: Path, folder: Path, *, scale: float = 0.3, **settings: object) -> Path:

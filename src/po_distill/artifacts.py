@@ -46,7 +46,7 @@ def atomic_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     partial: Path | None = None
     try:
-        with _translated(path):
+        with translated(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
             partial = Path(name)
@@ -56,8 +56,7 @@ def atomic_file(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(partial, 0o666 & ~_umask())
-            os.replace(partial, path)
-            _sync_folder(path.parent)
+            take_name(partial, path)
     except BaseException:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -74,7 +73,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     refuse_existing(path)
     partial = path.parent / f".{path.name}.partial"
     try:
-        with _translated(path):
+        with translated(path):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
@@ -86,6 +85,13 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def take_name(partial: Path, path: Path) -> None:
+    """Give a file that is whole and on the disk its final name."""
+    with translated(path):
+        os.replace(partial, path)
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -119,7 +125,7 @@ def jsonl_line(row: BaseModel | Mapping[str, Any]) -> str:
 def append_text(path: Path | str, text: str) -> None:
     """Append to a log, in one write, so that concurrent writers do not mix their lines."""
     path = Path(path)
-    with _translated(path):
+    with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(text.encode())
@@ -159,7 +165,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """Give the system's errors at writing `path` as ArtifactErrors that say what to do."""
     try:
         yield
     except OSError as error:

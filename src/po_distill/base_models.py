@@ -22,6 +22,38 @@ MISTRAL_OLLAMA_TEMPLATE = """\
 {{- end }}
 {{- end }}"""
 
+# The system text goes before the first question, as Gemma 3's own chat template has it; Gemma 2's refuses one.
+_GEMMA = """\
+{{- range $index, $_ := .Messages }}
+{{- if eq .Role "user" }}<start_of_turn>user
+{{ if and (eq $index 1) (eq (index $.Messages 0).Role "system") }}{{ $.System }}
+
+{{ end }}{{ .Content }}<end_of_turn>
+{{ else if eq .Role "assistant" }}<start_of_turn>model
+{{ .Content }}<end_of_turn>
+{{ end }}
+{{- end }}<start_of_turn>model
+"""
+_PHI3 = """\
+{{ range .Messages }}<|{{ .Role }}|>
+{{ .Content }}<|end|>
+{{ end }}<|assistant|>
+"""
+_PHI4 = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
+_LLAMA3 = """\
+{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>
+
+{{ .Content }}<|eot_id|>{{ end }}<|start_header_id|>assistant<|end_header_id|>
+
+"""
+OLLAMA_TEMPLATES = {  # by the name of the form of chat, for those without a default system text
+    "mistral": MISTRAL_OLLAMA_TEMPLATE,
+    "gemma": _GEMMA,
+    "phi3": _PHI3,
+    "phi4": _PHI4,
+    "llama3": _LLAMA3,
+}
+
 _CHATML = """\
 {{{{ range $index, $_ := .Messages }}}}{default}<|im_start|>{{{{ .Role }}}}
 {{{{ .Content }}}}<|im_end|>

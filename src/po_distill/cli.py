@@ -11,8 +11,10 @@ import click
 
 from po_distill.commands.around import doctor, plugins
 from po_distill.commands.evaluation import evaluate
+from po_distill.commands.inspect import inspect
 from po_distill.commands.integration import promote, promotions, rollback
 from po_distill.commands.journal import journal
+from po_distill.commands.metric import metric
 from po_distill.commands.options import EXIT_INTERRUPTED, EXIT_PROBLEM
 from po_distill.commands.road import quickstart, run
 from po_distill.commands.smoke import export, smoke
@@ -57,7 +59,7 @@ for _command in (
     *(quickstart, run),
     *(concepts, dataset, train, merge, package, evaluate),
     *(promote, rollback, promotions, smoke, export),
-    *(journal, plugins, doctor),
+    *(inspect, journal, metric, plugins, doctor),
 ):
     cli.add_command(_command)
 

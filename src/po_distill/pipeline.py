@@ -7,8 +7,9 @@ run whose training inputs changed begins a new version.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import JsonValue
 
@@ -244,7 +245,9 @@ class _Road:
         }
 
         def work() -> MergedModel:
-            return Merger().merge(adapter, self.folder, base=self.settings.train.base)
+            return Merger(gguf=self.settings.package.quantization).merge(
+                adapter, self.folder, base=self.settings.train.base
+            )
 
         return self.run.stage(
             "merge", {"adapter": adapter.digest}, outputs, work, lambda: self._recorded("merge", MergedModel)
@@ -312,6 +315,7 @@ class _Road:
                 provider=wanted.provider,
                 max_tokens=wanted.max_tokens,
                 concurrency=wanted.concurrency,
+                gate=wanted.gate,
                 min_valid_share=wanted.min_valid_share,
                 folder=self.folder / "evaluation",
                 report_path=wanted.report,
@@ -369,27 +373,32 @@ def open_teacher(role: Role, wanted: TeacherSettings, logs: Path) -> Teacher:
 
 def evaluate_models(
     role: Role,
-    data: Path | str,
+    data: Path | str | None,
     *,
-    student: str,
+    student: str | None = None,
     base: str | None = None,
     teacher_path: Path | str | None = None,
-    train_path: Path | str | None = None,
-    subset: int | None = None,
+    recorded: Mapping[str, Path | str] | None = None,
+    reference: str | None = None,
+    production: str | None = None,
     provider: str = "llama_cpp",
     max_tokens: int = 4096,
     concurrency: int = 1,
-    min_valid_share: float = 0.8,
     folder: Path | str | None = None,
     report_path: Path | str | None = None,
+    **settings: Any,
 ) -> EvaluationReport:
-    """Hold a student's GGUF against its base's and a teacher's recorded answers, by one runtime.
+    """Hold a student's GGUF and recorded answers against each other and a teacher's; GGUFs by one runtime.
 
-    `student` may be a version folder that holds one GGUF.
+    `student` may be a version folder that holds one GGUF. `recorded` are files of answers by the candidate's name.
+    Without `data` the cases are those that the reference was asked. `settings` are the Evaluator's own.
     """
-    from po_distill.stages.evaluator import Candidate, Evaluator
+    from po_distill.candidates import Candidate
+    from po_distill.stages.evaluator import Evaluator
 
-    student_path = _only_gguf(Path(student)) if Path(student).is_dir() else Path(student)
+    student_path = None
+    if student is not None:
+        student_path = _only_gguf(Path(student)) if Path(student).is_dir() else Path(student)
 
     def runtime(model: Path | str) -> ProviderSettings:
         options: dict[str, JsonValue] = {"n_parallel": concurrency} if concurrency > 1 else {}
@@ -397,20 +406,20 @@ def evaluate_models(
 
     candidates: dict[str, Candidate] = {
         **({"base": runtime(base)} if base else {}),
-        "student": runtime(student_path),
+        **({"student": runtime(student_path)} if student_path else {}),
+        **(recorded or {}),
         **({"teacher": Path(teacher_path)} if teacher_path else {}),
     }
+    beside = student_path.parent / "evaluation" if student_path else Path("artifacts/evaluation")
     evaluator = Evaluator(
         role,
-        subset=subset,
         generation=GenerationSettings(temperature=0.0, max_tokens=max_tokens),
         concurrency=concurrency,
-        min_valid_share=min_valid_share,
-        train_path=train_path,
-        folder=folder or student_path.parent / "evaluation",
+        folder=folder or beside,
         report_path=report_path,
+        **settings,
     )
-    return evaluator.evaluate(data, candidates)
+    return evaluator.evaluate(data, candidates, reference=reference, production=production)
 
 
 def _only_gguf(folder: Path) -> Path:

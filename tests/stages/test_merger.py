@@ -8,14 +8,12 @@ from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from adapters import CONTRACT, record  # noqa: E402
 from po_distill.artifacts import digest_file, read_manifest, write_json  # noqa: E402
 from po_distill.errors import ArtifactError, ContractMismatchError, InputError, WeightsError  # noqa: E402
-from po_distill.records import Adapter, MergedModel, PromptContract  # noqa: E402
+from po_distill.records import MergedModel  # noqa: E402
 from po_distill.stages.merger import Merger  # noqa: E402
-from po_distill.weights.checkpoint import locate  # noqa: E402
 from tiny_models import tiny_adapter, tiny_model  # noqa: E402
-
-CONTRACT = PromptContract(role="haiku", name="plain", system="", template="{concept}", output_format="1")
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +31,6 @@ def version(trained, tmp_path):
     folder = tmp_path / "models" / "po_student_v1"
     shutil.copytree(trained, folder / "adapter")
     return folder
-
-
-def record(version, base, **changes):
-    path = version / "adapter" / "adapter_model.safetensors"
-    fields = {
-        "path": str(version / "adapter"),
-        "base_name": str(base),
-        "base_digest": locate(str(base)).digest,
-        "contract": CONTRACT,
-        "digest": digest_file(path),
-    }
-    adapter = Adapter(**{**fields, **changes})
-    write_json(version / "adapter" / "po_distill.json", adapter)
-    return adapter
 
 
 def test_the_version_folder_gets_the_checkpoint_beside_the_adapter(base, version):

@@ -66,6 +66,23 @@ def test_a_kept_digest_is_used_only_while_size_and_time_of_the_file_stay(folder,
     assert locate(str(folder)).digest != before
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1, "a": 2}', "the key a stands twice"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": 1e999}', "too large"),
+        ('{"a": ' + "[" * 9_999, "nested too deeply"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_a_config_that_readers_could_take_differently_is_refused_by_name(folder, text, words):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=words) as caught:
+        locate(str(folder))
+    assert str(folder / "config.json") in caught.value.problem
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_folder_that_lacks_a_needed_file_is_refused_by_the_files_name(folder, name):
     (folder / name).unlink()
@@ -91,7 +108,14 @@ def test_pickle_weights_are_refused(folder):
         locate(str(folder))
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "sub/a.safetensors", "a.bin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../model.safetensors", "/etc/model.safetensors", "sub/a.safetensors", "a.bin", "..", "", 7, None),
+        *("..\\a.safetensors", "C:a.safetensors", "a.safetensors:b.safetensors", "\0.safetensors", "\x1b.safetensors"),
+        "a" * 300 + ".safetensors",
+    ],
+)
 def test_an_index_that_names_a_file_outside_the_folder_is_refused(folder, name):
     shard(folder, {"a": name})
     with pytest.raises(WeightsError, match="no safetensors file of this folder"):
@@ -108,6 +132,14 @@ def test_a_tensor_that_the_index_promises_and_no_shard_holds_is_named(folder):
     save_file({"a": np.ones(2, np.float16)}, folder / "x.safetensors")
     shard(folder, {"a": "x.safetensors", "b": "x.safetensors"})
     with pytest.raises(WeightsError, match="names b, which no shard holds"):
+        checkpoint.read_tensor_infos(folder)
+
+
+def test_an_index_that_says_another_shard_than_holds_a_tensor_is_refused(folder):
+    save_file({"a": np.ones(2, np.float16)}, folder / "x.safetensors")
+    save_file({"b": np.ones(2, np.float16)}, folder / "y.safetensors")
+    shard(folder, {"a": "y.safetensors", "b": "y.safetensors", "c": "x.safetensors"})
+    with pytest.raises(WeightsError, match=r"says that a is in y\.safetensors; it is in x\.safetensors"):
         checkpoint.read_tensor_infos(folder)
 
 

@@ -185,7 +185,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name_and_leaves_no_file(tmp_p
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"layers\.1\.mlp\.up_proj\.weight holds nan"):
+    with pytest.raises(WeightsError, match=r"layers\.1\.mlp\.up_proj\.weight holds values that are not finite"):
         write_gguf(folder, tmp_path / "m.gguf", "q4_0")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -1,3 +1,5 @@
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,13 @@ libgguf = pytest.importorskip("libgguf")
 from gguf.quants import quantize  # noqa: E402
 
 from po_distill.weights import gguf_quantization  # noqa: E402
-from po_distill.weights.gguf_quantization import quantize_rows, size_bytes, storage_type  # noqa: E402
+from po_distill.weights.gguf_quantization import (  # noqa: E402
+    BLOCK_BYTES,
+    BLOCK_ELEMENTS,
+    quantize_rows,
+    size_bytes,
+    storage_type,
+)
 from po_distill.weights.half_precision import all_finite, to_float16  # noqa: E402
 
 # What a float16 checkpoint can hold: zeros of both signs, subnormals, ties, the largest.
@@ -42,6 +50,38 @@ def test_q6_k_is_ggmls_and_restores_each_value_to_within_a_step(values):
     error = np.abs(restored - values).reshape(len(values), -1, 256)
     # The scales of 16 values each are stored in 8 bits against the block's largest, that one in float16.
     assert (error <= blocks / 16 + 3e-4).all()
+
+
+@pytest.fixture(scope="module")
+def runtimes_quantizer():
+    """ggml_quantize_chunk of the llama.cpp that xllamacpp runs."""
+    xllamacpp = pytest.importorskip("xllamacpp.xllamacpp")
+    function = ctypes.CDLL(xllamacpp.__file__).ggml_quantize_chunk
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    return function
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_libggufs_bytes_are_those_of_the_llama_cpp_that_runs_the_file(runtimes_quantizer, kind):
+    random = np.random.default_rng(0)
+    values = random.standard_normal((24, 512)).astype(np.float16).astype(np.float32)
+    values[1] = 0.0
+    values[2] *= 1e-4
+    values[3, ::3] = 0.0
+    values[4, 7] = 65504.0
+    values[5] = np.sign(values[5])
+    theirs = np.empty(size_bytes(values.shape, kind), np.uint8)
+    number = gguf.GGMLQuantizationType[kind].value
+    written = runtimes_quantizer(number, values.ctypes.data, theirs.ctypes.data, 0, *values.shape, None)
+    assert written == theirs.nbytes
+    assert quantize_rows(values, kind).tobytes() == theirs.tobytes()
+
+
+def test_the_blocks_are_ggmls():
+    for kind in BLOCK_ELEMENTS:
+        expected = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        assert (BLOCK_ELEMENTS[kind], BLOCK_BYTES[kind]) == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,3 +132,36 @@ def test_float16_is_the_same_by_torch_and_by_numpy_for_any_bits(words):
 )
 def test_each_tensor_gets_the_type_of_llama_cpps_mix(name, shape, quantization, tied, kind):
     assert storage_type(name, shape, quantization, tied=tied, q6_k=True) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "tied", "is_70b", "kind"),
+    [
+        ("token_embd.weight", (9, 256), False, False, "Q4_K"),
+        ("token_embd.weight", (9, 256), True, False, "Q6_K"),
+        ("output.weight", (9, 256), False, False, "Q6_K"),
+        ("output.weight", (9, 576), False, False, "Q8_0"),
+        ("output_norm.weight", (256,), False, False, "F32"),
+        ("blk.9.attn_q.weight", (64, 256), False, False, "Q4_K"),
+        ("blk.9.attn_q.weight", (64, 96), False, False, "Q5_0"),
+        ("blk.9.attn_q.weight", (64, 40), False, False, "F16"),
+        ("blk.3.attn_v.weight", (64, 256), False, False, "Q6_K"),
+        ("blk.3.attn_v.weight", (64, 96), False, False, "Q8_0"),
+        ("blk.4.attn_v.weight", (64, 256), False, False, "Q4_K"),
+        ("blk.4.attn_v.weight", (64, 256), False, True, "Q5_K"),
+        ("blk.4.attn_v.weight", (64, 96), False, True, "Q5_1"),
+        ("blk.3.attn_qkv.weight", (64, 256), False, False, "Q6_K"),
+        ("blk.4.attn_qkv.weight", (64, 256), False, False, "Q4_K"),
+        ("blk.4.ffn_down.weight", (64, 256), False, True, "Q4_K"),
+    ],
+)
+def test_each_tensor_gets_the_type_of_llama_cpps_q4_k_m(name, shape, tied, is_70b, kind):
+    mix = {"tied": tied, "q6_k": True, "layers": 32, "is_70b": is_70b}
+    assert storage_type(name, shape, "q4_k_m", **mix) == kind
+
+
+def test_of_32_layers_the_first_and_last_eighth_and_every_third_between_get_more_bits():
+    kinds = [storage_type(f"blk.{n}.ffn_down.weight", (9, 256), "q4_k_m", tied=False, q6_k=True, layers=32)
+             for n in range(32)]  # fmt: skip
+    more = [number for number, kind in enumerate(kinds) if kind == "Q6_K"]
+    assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]

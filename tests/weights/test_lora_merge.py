@@ -1,7 +1,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,6 +8,7 @@ from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
+from adapters import assert_equal_within_a_rounding  # noqa: E402
 from po_distill.errors import WeightsError  # noqa: E402
 from po_distill.weights.lora_merge import merge_lora  # noqa: E402
 from tiny_models import tiny_adapter, tiny_model  # noqa: E402
@@ -48,14 +48,6 @@ def edit_weights(adapter, change):
 
 def first(weights, part):
     return next(name for name in sorted(weights) if part in name)
-
-
-def assert_equal_within_a_rounding(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        # The order of the float32 sum may differ, so a value near a tie may round to the neighbour.
-        step = np.spacing(np.abs(value.numpy()).astype(np.float16)).astype(np.float32)
-        assert (np.abs(ours[name].float().numpy() - value.float().numpy()) <= step).all(), name
 
 
 @pytest.mark.parametrize(

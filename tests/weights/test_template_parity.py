@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import unicodedata
@@ -22,7 +23,23 @@ from po_distill.weights.checkpoint import TOKENIZER_FILES, locate, read_config
 from po_distill.weights.gguf import write_gguf
 from po_distill.weights.gguf_tokenizer import read_tokenizer
 from runtime import Runtime
-from tiny_models import CHATML, MISTRAL_TEMPLATE, TEXTS, tiny_mistral, tiny_model
+from tiny_models import (
+    CHATML,
+    MISTRAL_TEMPLATE,
+    TEXTS,
+    byte_level_tokenizer,
+    tiny_family,
+    tiny_mistral,
+    tiny_model,
+)
+from tiny_sentencepiece import (
+    GEMMA3_TEMPLATE,
+    GEMMA_TOKENS,
+    PHI3_TEMPLATE,
+    PHI3_TOKENS,
+    write_gemma_tokenizer,
+    write_phi3_tokenizer,
+)
 
 CONVERSATIONS = 500
 # The real one (v0.3) takes the white space around earlier answers away.
@@ -51,12 +68,57 @@ def with_template(folder, template):
     return folder
 
 
+# As Llama 3's tokenizer_config.json has it.
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+LLAMA3_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+PHI4 = PHI3_TEMPLATE.replace("\n", "")
+
+
+def llama3(folder):
+    """A tiny model with a tokenizer of Llama 3's kind: byte-level, with headers, BOS put before each text."""
+    tokenizer = byte_level_tokenizer("llama-bpe")
+    tokenizer.add_special_tokens(LLAMA3_TOKENS)
+    bos = {"SpecialToken": {"id": LLAMA3_TOKENS[0], "type_id": 0}}
+    tiny_model(folder, vocab_size=tokenizer.get_vocab_size())
+    written = json.loads(tokenizer.to_str())
+    written["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            LLAMA3_TOKENS[0]: {
+                "id": LLAMA3_TOKENS[0],
+                "ids": [tokenizer.token_to_id(LLAMA3_TOKENS[0])],
+                "tokens": LLAMA3_TOKENS[:1],
+            }
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": LLAMA3_TOKENS[0], "eos_token": "<|eot_id|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return with_template(folder, LLAMA3)
+
+
 FAMILIES = {
     "mistral": lambda folder: with_template(tiny_mistral(folder), MISTRAL),
     "qwen2": lambda folder: with_template(tiny_model(folder, "qwen2", "qwen2"), QWEN),
     "chatml_without_default": lambda folder: with_template(tiny_model(folder), CHATML),
     "smollm2": smollm2,
+    "gemma2": lambda folder: write_gemma_tokenizer(tiny_family(folder, "gemma2", vocab_size=GEMMA_TOKENS)),
+    "gemma3": lambda folder: write_gemma_tokenizer(
+        tiny_family(folder, "gemma3", vocab_size=GEMMA_TOKENS), GEMMA3_TEMPLATE
+    ),
+    "phi3": lambda folder: write_phi3_tokenizer(tiny_family(folder, "phi3", vocab_size=PHI3_TOKENS)),
+    "phi4": lambda folder: with_template(tiny_family(folder, "phi3", "gpt-4o"), PHI4),
+    "llama3": llama3,
 }
+BEGIN_WITH_BOS = {"mistral", "gemma2", "gemma3", "llama3"}
+TRIM_ANSWERS, TRIM_ALL = {"mistral"}, {"gemma2", "gemma3", "llama3"}  # which Ollama's templates cannot
 REGISTERED = {
     "mistral": MISTRAL_7B_INSTRUCT,
     "qwen2": QWEN2_5_7B_INSTRUCT,
@@ -71,10 +133,14 @@ def conversations(family):
     def text(speaker):
         said = "".join(rng.choice(PIECES) for _ in range(rng.choice((1, 2, 4, 9))))
         said = unicodedata.normalize("NFC", said)
-        return said.strip() if family == "mistral" and speaker == "assistant" else said
+        if family == "phi3":  # behind its special tokens llama.cpp swallows ASCII white space only, as the GGUF notes
+            said = said.replace("\u00a0", "").replace("\u2028", "")
+        is_trimmed = family in TRIM_ALL and (speaker != "system" or family == "llama3")
+        return said.strip() if is_trimmed or (family in TRIM_ANSWERS and speaker == "assistant") else said
 
     for _ in range(CONVERSATIONS):
         opening = rng.choice(([], [("system", text("system"))], [("system", "")]))
+        opening = [] if family == "gemma2" else opening  # its template refuses a system text
         turns = [(speaker, text(speaker)) for _ in range(rng.randrange(4)) for speaker in ("user", "assistant")]
         yield [{"role": speaker, "content": content} for speaker, content in [*opening, *turns, ("user", text("user"))]]
 
@@ -100,7 +166,7 @@ def test_five_hundred_conversations_are_the_same_tokens_to_training_and_to_ollam
             assert runtime.tokenize(as_ollama(template, chat)) == trained, chat
             seen += 1
             kinds.add((chat[0]["role"], len(chat)))
-    assert (seen, len(kinds)) == (CONVERSATIONS, 8)
+    assert (seen, len(kinds)) == (CONVERSATIONS, 4 if name == "gemma2" else 8)
 
 
 def test_five_hundred_conversations_are_the_same_text_but_for_the_bos_that_the_runtime_adds(family):
@@ -112,7 +178,7 @@ def test_five_hundred_conversations_are_the_same_text_but_for_the_bos_that_the_r
     template = PromptTemplate(ollama_template(folder, None))
     for chat in conversations(name):
         assert as_ollama(template, chat) == training_prompt(form, chat)
-    assert read.add_bos == (name == "mistral")
+    assert read.add_bos == (name in BEGIN_WITH_BOS)
 
 
 def test_the_plain_template_that_a_gguf_gets_renders_them_too(family):

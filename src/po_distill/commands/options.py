@@ -17,9 +17,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 CONCEPTS = "artifacts/synthetic/product_owner/concepts.jsonl"
 DATASET = "artifacts/distillation/po_teacher_dataset.jsonl"
 MODELS = "artifacts/models"
+QUANTIZATIONS = ("q4_0", "q4_k_m", "q8_0", "f16")  # as records.Quantization has them, which is not loaded for --help
 
 EXIT_PROBLEM = 1  # a PODistillError: problem and fix are on standard error
 EXIT_NOT_PASSED = 3  # the work is done, and its verdict is no
+EXIT_UNDECIDED = 4  # the work is done, and the cases do not decide its verdict
 EXIT_INTERRUPTED = 130
 
 

@@ -10,6 +10,8 @@ import click
 from po_distill.commands.options import (
     DATASET,
     MODELS,
+    QUANTIZATIONS,
+    SectionedCommand,
     SectionedGroup,
     json_option,
     open_role_of,
@@ -92,30 +94,95 @@ def train(
     )
 
 
-@click.command()
-@click.option(
-    "--adapter", "--adapter-path", "adapter", required=True, type=click.Path(path_type=Path), help="Adapter folder."
+@click.command(cls=SectionedCommand)
+@sectioned(
+    "What is merged",
+    "--adapter",
+    "--adapter-path",
+    "adapters",
+    required=True,
+    multiple=True,
+    help="Adapter folder; FOLDER:0.7 takes a part of it. Several are added up.",
 )
-@click.option("--base", "--base-model", "base", help="Name, folder or hub id.  [default: the adapter's own]")
-@click.option(
+@sectioned(
+    "What is merged", "--base", "--base-model", "base", help="Name, folder or hub id.  [default: the adapter's own]"
+)
+@sectioned(
+    "What is written",
     "--output",
     "--output-dir",
     "output",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Version folder.  [default: the adapter's]",
 )
+@sectioned(
+    "What is written",
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16"]),
+    default="float16",
+    show_default=True,
+    help="Of the checkpoint.",
+)
+@sectioned(
+    "What is written",
+    "--shard-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Split the checkpoint at this size.",
+)
+@sectioned(
+    "What is written",
+    "--gguf",
+    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
+    help="Write a GGUF too, in the same pass.",
+)
+@sectioned("What is written", "--checkpoint/--no-checkpoint", default=True, help="Or the GGUF alone.  [default: both]")
+@sectioned(
+    "How it is proven",
+    "--verify",
+    type=_PATH,
+    help="Dataset on whose prompts the logits of base + adapter, merged model and GGUF are compared.",
+)
 @json_option
-def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -> None:
-    """Merge an adapter into its base: FP16 safetensors."""
+def merge(
+    adapters: tuple[str, ...], base: str | None, output: Path | None, dtype: Any, shard_gb: float | None,
+    gguf: Any, checkpoint: bool, verify: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Merge adapters into their base: a checkpoint in 16 bits, a GGUF, or both in one pass.
+
+    Each merge is proven by a sample of its values, computed again from base and adapter by another way; --verify
+    compares what the models answer. A merge that was killed goes on where it was.
+    """
     from po_distill.reporting import console
     from po_distill.stages.merger import Merger
 
-    merged = Merger().merge(adapter, output or adapter.resolve().parent, base=base)
-    print_result(
-        merged,
-        as_json,
-        lambda _: console.tell_next(f"Merged model: {merged.path}", f"po-distill package --model {merged.path}"),
+    wanted = [_weighted(adapter) for adapter in adapters]
+    if output is None and len(wanted) > 1:
+        raise click.UsageError("Name the version folder of a merge of several adapters: --output FOLDER.")
+    merger = Merger(
+        dtype=dtype,
+        most_shard_bytes=round(shard_gb * 1e9) if shard_gb else None,
+        gguf=gguf.lower() if gguf else None,
+        checkpoint=checkpoint,
     )
+    merged = merger.merge(wanted, output or _version_folder(wanted[0][0]), base=base, verify=verify)
+    print_result(merged, as_json, lambda _: console.tell_merge(merged))
+
+
+def _version_folder(adapter: Path) -> Path:
+    """The folder that holds an adapter; `adapter` is the adapter's folder or that one itself."""
+    is_version = not (adapter / "adapter_config.json").exists() and (adapter / "adapter").is_dir()
+    return adapter if is_version else adapter.resolve().parent
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """FOLDER, or FOLDER:0.7."""
+    folder, colon, weight = text.rpartition(":")
+    if colon and not Path(text).exists():
+        try:
+            return Path(folder), float(weight)
+        except ValueError:
+            pass
+    return Path(text), 1.0
 
 
 @click.group(cls=SectionedGroup, invoke_without_command=True)
@@ -130,7 +197,7 @@ def merge(adapter: Path, base: str | None, output: Path | None, as_json: bool) -
     "--quant",
     default="q4_0",
     show_default=True,
-    type=click.Choice(["q4_0", "q8_0", "f16"], case_sensitive=False),
+    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
 )
 @sectioned(
     "As what",
@@ -175,7 +242,7 @@ def package(
 
     if install:
         OllamaServer(host).models()  # that there is none is better known before the weights are merged and rounded
-    folder = model if model is not None else _merged(adapter, base)
+    folder = model if model is not None else _merged(adapter, base, quant.lower())
     packager = Packager(
         name or folder.resolve().name.replace("_", "-"), cast(Any, quant.lower()), num_ctx=num_ctx,
         num_predict=num_predict, temperature=temperature,
@@ -193,9 +260,8 @@ package.add_command(list_students)
 package.add_command(remove)
 
 
-def _merged(adapter: Path | None, base: str | None) -> Path:
+def _merged(adapter: Path | None, base: str | None, quantization: Any) -> Path:
     from po_distill.stages.merger import Merger
 
     assert adapter is not None
-    is_version = not (adapter / "adapter_config.json").exists() and (adapter / "adapter").is_dir()
-    return Path(Merger().merge(adapter, adapter if is_version else adapter.resolve().parent, base=base).path)
+    return Path(Merger(gguf=quantization).merge(adapter, _version_folder(adapter), base=base).path)

@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,11 @@ class LlamaCppProvider:
         answer, _ = await self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})
         return [int(token) for token in answer["tokens"]]
 
-    async def continue_greedily(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The `count` tokens that greedy decoding puts after a prompt given as token ids, the end ignored."""
+    async def continue_greedily(self, token_ids: Sequence[int], count: int) -> list[tuple[int, float | None]]:
+        """The `count` tokens that greedy decoding puts after a prompt given as token ids, each with its logprob.
+
+        The end of the answer is ignored. The runtime tells no logprob (None) of a token that ends within a character.
+        """
         body = {
             "prompt": list(token_ids),
             "n_predict": count,
@@ -118,9 +122,12 @@ class LlamaCppProvider:
             "return_tokens": True,
             "ignore_eos": True,
             "cache_prompt": False,
+            "n_probs": 1,
         }
         answer, _ = await self._ask("/completion", body)
-        return [int(token) for token in answer["tokens"]]
+        known = answer.get("completion_probabilities", ())
+        told = deque((int(token["id"]), float(token["logprob"])) for token in known)
+        return [(token, told.popleft()[1] if told and told[0][0] == token else None) for token in answer["tokens"]]
 
     async def aclose(self) -> None:
         """Stop the server and give the model's memory back."""

@@ -17,7 +17,7 @@ class BaseModelSpec(Record):
 
     name: str
     hub_id: str  # organisation/name on the Hugging Face hub
-    family: Literal["llama", "qwen2"]  # the GGUF architecture; Mistral is llama
+    family: Literal["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]  # the GGUF architecture; Mistral is llama
     license: str  # SPDX identifier
     context_tokens: int  # the longest input the model was made for
     stops: tuple[str, ...]  # texts at which a runtime ends an answer
@@ -84,21 +84,7 @@ class Adapter(Record):
     training: TrainingSummary | None = None
 
 
-class MergedModel(Record):
-    """A checkpoint folder that holds base and adapter as one model."""
-
-    path: str  # the folder with config.json, tokenizer.json and the weights
-    weights_path: str
-    dtype: Literal["float16", "bfloat16", "float32"]
-    tensors: int
-    merged_tensors: int  # tensors that the adapter changed
-    adapter_digest: Digest
-    base_name: str
-    contract: PromptContract | None
-    digest: Digest  # over the weights file
-
-
-Quantization = Literal["q4_0", "q8_0", "f16"]
+Quantization = Literal["q4_0", "q4_k_m", "q8_0", "f16"]
 
 
 class GGUFFile(Record):
@@ -111,6 +97,54 @@ class GGUFFile(Record):
     tensors: dict[str, int]  # tensors by storage type, such as {"Q4_0": 210, "F32": 61}
     notes: tuple[str, ...] = ()  # where the mix of types differs from llama.cpp's, and why
     digest: Digest
+
+
+class MergeProof(Record):
+    """What was looked at again after a merge, by another way than the one that wrote it."""
+
+    adapter_keys: int  # tensors of the adapters, every one of which went into the sum
+    sampled_tensors: tuple[str, ...]  # of which some rows were computed again, in float64
+    sampled_values: int
+    largest_error_ulp: float  # the sampled values' distance from the sum, in steps of the format; rounding leaves 0.5
+    sample_digest: Digest | None  # over the sampled rows as they are stored in the checkpoint; None where there is none
+    gguf_values: int = 0  # sampled values that were found again in the GGUF, as near as its rounding leaves them
+
+
+class Parity(Record):
+    """How alike two forms of a model answer: the second is led along the tokens of the first."""
+
+    first: str  # such as "base + adapter"
+    second: str
+    positions: int  # tokens compared
+    same_top: Fraction  # share of positions where both put the same token first
+    mean_logprob_difference: float  # of the first's token, in nats
+
+
+class MergedAdapter(Record):
+    """An adapter that went into a merge."""
+
+    path: str
+    digest: Digest  # over its weights
+    weight: float = 1.0
+
+
+class MergedModel(Record):
+    """Base and adapters as one model: a checkpoint folder, a GGUF beside it, or both."""
+
+    path: str  # the folder with config.json, tokenizer.json and what was written
+    weights_path: str | None  # the checkpoint's weights, the first shard of several; None where only a GGUF was wanted
+    weights: dict[str, Digest] = Field(default_factory=dict)  # every weight file of the checkpoint with its digest
+    dtype: Literal["float16", "bfloat16", "float32"]
+    tensors: int
+    merged_tensors: int  # tensors that the adapters changed
+    adapters: tuple[MergedAdapter, ...] = ()
+    adapter_digest: Digest  # of the adapter, or over digests and weights of several
+    base_name: str
+    contract: PromptContract | None
+    gguf: GGUFFile | None = None  # made in the same pass
+    proof: MergeProof | None = None
+    parity: tuple[Parity, ...] = ()  # measured where it was asked for
+    digest: Digest  # over the weight file, or over the digests of several; over the GGUF where it is alone
 
 
 class ChatForm(Record):

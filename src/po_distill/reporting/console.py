@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from po_distill.records import CallPlan, Dataset, PluginInfo, TeacherSummary
+from po_distill.records import CallPlan, Dataset, MergedModel, PluginInfo, TeacherSummary
 
 
 def tell_counts(title: str, counts: Mapping[str, int]) -> None:
@@ -40,6 +40,29 @@ def tell_dataset(built: Dataset) -> None:
     tell_next(
         f"Is it fit for training? {click.style(check, bold=True)}", f"po-distill train --data {built.paths['train']}"
     )
+
+
+def tell_merge(merged: MergedModel) -> None:
+    """What a merge wrote and how it was proven."""
+    click.echo(f"{merged.merged_tensors} of {merged.tensors} tensors changed, in {merged.dtype}")
+    if (proof := merged.proof) is not None:
+        click.echo(
+            f"{proof.adapter_keys} adapter tensors, all of them used; {proof.sampled_values:,} values of "
+            f"{len(proof.sampled_tensors)} tensors computed again: at most {proof.largest_error_ulp:.3f} steps off"
+            + (f"; {proof.gguf_values:,} found again in the GGUF" if proof.gguf_values else "")
+        )
+    for parity in merged.parity:
+        click.echo(
+            f"{parity.first} / {parity.second}: same first token at {parity.same_top:.1%} of {parity.positions} "
+            f"positions, logprobs {parity.mean_logprob_difference:.4f} apart"
+        )
+    for name in merged.weights:
+        click.echo(f"Weights: {merged.path}/{name}")
+    if merged.gguf is not None:
+        click.echo(f"GGUF: {merged.gguf.path} ({merged.gguf.size_bytes / 1e9:.2f} GB)")
+        for note in merged.gguf.notes:
+            click.secho(note, fg="yellow")
+    tell_next(f"Merged model: {merged.path}", f"po-distill package --model {merged.path}")
 
 
 def tell_teacher(summary: TeacherSummary, budget_usd: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from po_distill import artifacts
 from po_distill.artifacts import digest_file
-from po_distill.base_models import MISTRAL_OLLAMA_TEMPLATE, chatml_ollama_template
+from po_distill.base_models import OLLAMA_TEMPLATES, chatml_ollama_template
 from po_distill.errors import ArtifactError, InputError, WeightsError
 from po_distill.installing import PACKAGE_STAGE as STAGE
 from po_distill.installing import install_package, read_package
@@ -80,7 +80,8 @@ class Packager:
         package = OllamaPackage(
             name=self.name,
             path=str(target),
-            gguf=self._write(folder, gguf_path, license, contract),
+            gguf=_made_by_merge(merged, gguf_path, self.quantization)
+            or self._write(folder, gguf_path, license, contract),
             modelfile_path=str(path),
             num_ctx=num_ctx,
             num_predict=self.num_predict,
@@ -193,6 +194,16 @@ def _other_package(target: Path, what: str) -> ArtifactError:
     )
 
 
+def _made_by_merge(merged: MergedModel | None, path: Path, quantization: Quantization) -> GGUFFile | None:
+    """The GGUF of that name which the merge wrote in its one pass over the weights, as it stands."""
+    made = merged.gguf if merged else None
+    if made is None or made.quantization != quantization or not path.exists():
+        return None
+    if Path(made.path).resolve() != path.resolve() or digest_file(path) != made.digest:
+        return None
+    return made
+
+
 def _recorded_merge(folder: Path) -> MergedModel | None:
     manifest = artifacts.read_manifest(folder)
     if manifest is None or "merge" not in manifest.stages:
@@ -211,11 +222,11 @@ def ollama_template(folder: Path, spec: BaseModelSpec | None) -> str:
     special = read_special_texts(folder)
     form = known_form(read_chat_template(folder), bos=special.get("bos", ""), eos=special.get("eos", ""))
     if form is not None:
-        return MISTRAL_OLLAMA_TEMPLATE if form.name == "mistral" else chatml_ollama_template(form.default_system)
+        return OLLAMA_TEMPLATES.get(form.name) or chatml_ollama_template(form.default_system)
     if spec is not None and spec.ollama_template:
         return spec.ollama_template
     raise WeightsError(
-        f"The chat template of {folder} is of no form that is known here (ChatML, Mistral).",
+        f"The chat template of {folder} is of no form that is known here (ChatML, {', '.join(OLLAMA_TEMPLATES)}).",
         "Register the base model (entry point po_distill.base_models) with its ollama_template.",
     )
 

@@ -50,12 +50,36 @@ _MISTRAL = """\
 {%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}
 {%- endfor %}"""
 
+_GEMMA = """\
+{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] + '\\n\\n' %}
+{%- set turns = messages[1:] %}
+{%- else %}{%- set system = '' %}{%- set turns = messages %}{%- endif %}
+{{- bos_token }}
+{%- for message in turns %}
+{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' }}
+{{- (system if loop.first else '') + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
+
+_PHI3 = """\
+{%- for message in messages %}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
+
+_LLAMA3 = """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
+
 
 @dataclass(frozen=True)
 class KnownForm:
     """A well-known form of chat that a template was found to render."""
 
-    name: Literal["chatml", "mistral"]
+    name: Literal["chatml", "mistral", "gemma", "phi3", "phi4", "llama3"]
     default_system: str | None  # the system text where a conversation has none; None for no system turn
     template: str  # plain Jinja that renders it
 
@@ -121,6 +145,10 @@ def known_form(template: str, *, bos: str, eos: str) -> KnownForm | None:
         KnownForm("chatml", default, _CHATML.replace("SYSTEM_TURN", _quoted(turn))),
         KnownForm("mistral", None, _MISTRAL),
         KnownForm("mistral", None, _MISTRAL.replace("message['content'] + eos", "message['content'] | trim + eos")),
+        KnownForm("gemma", None, _GEMMA),
+        KnownForm("phi3", None, _PHI3),
+        KnownForm("phi4", None, _PHI3.replace("\\n", "")),
+        KnownForm("llama3", None, _LLAMA3),
     )
     for probes in ((*PROBES, _TRIMMED_PROBE), PROBES):  # the nearest form, else one that renders prompts alike
         for form in forms:

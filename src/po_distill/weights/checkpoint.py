@@ -14,13 +14,15 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar
 
 from po_distill import artifacts, plugins
 from po_distill.errors import ArtifactError, InputError, MissingExtraError, PODistillError, WeightsError
 from po_distill.records import BaseModelSpec
+from po_distill.weights.foreign_files import escaped, read_json_value
 from po_distill.weights.gguf_import import checkpoint_from_gguf
 from po_distill.weights.safetensors_file import TensorInfo, read_header
 
@@ -44,6 +46,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "added_tokens.json",
 )
+_LONGEST_FILE_NAME_BYTES = 255
 _SETTLED_S = 2.0  # a file changed less than this ago may change again within one tick of its clock
 
 
@@ -132,6 +135,11 @@ def _registered_specs() -> list[BaseModelSpec]:
 def _described(name: str, path: Path, spec: BaseModelSpec | None) -> BaseCheckpoint:
     config = read_config(path)
     weight_files(path)
+    longest = config.get("max_position_embeddings") or 4096
+    if not isinstance(longest, int) or longest < 1:
+        raise WeightsError(
+            f"{path / 'config.json'}: max_position_embeddings is {longest!r}.", "Download that file again."
+        )
     return BaseCheckpoint(
         name=name,
         path=path,
@@ -139,7 +147,7 @@ def _described(name: str, path: Path, spec: BaseModelSpec | None) -> BaseCheckpo
         spec=spec,
         stops=spec.stops if spec else end_texts(path),
         license=spec.license if spec else None,
-        context_tokens=spec.context_tokens if spec else int(config.get("max_position_embeddings") or 4096),
+        context_tokens=spec.context_tokens if spec else longest,
     )
 
 
@@ -171,10 +179,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file. Raises WeightsError where it is none."""
+    """A JSON object from a checkpoint's file. Raises WeightsError where it is none that all readers take alike.
+
+    Refused are a key that stands twice in an object, NaN and infinity, numbers of more than 40 digits, objects more
+    than 100 deep, files of more than 256 MB, and what is no regular file.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json_value(path)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}.", "Download that file again.") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds {type(value).__name__}, not a JSON object.", "Download that file again.")
@@ -184,30 +196,25 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a checkpoint folder, in the order of their names.
 
-    Raises WeightsError where there are none, where only pickle files are, or where the index names
-    a file outside the folder or one that is missing.
+    An index can name files of its folder alone. Such a file may be a symbolic link, wherever it leads: a hub cache is
+    made of links to ../../blobs, people keep big files on other disks, and no index can make a link; what is behind it
+    is read as safetensors and never run. Raises WeightsError where there are none, where only pickle files are, or
+    where the index names a file outside the folder, one that is missing or what is no regular file.
     """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise WeightsError(f"{index} has no weight_map.", "Download that file again.")
-        names = sorted({str(name) for name in shards.values()})
-        for name in names:
-            if Path(name).name != name or (path / name).suffix != ".safetensors":
-                raise WeightsError(
-                    f"{index} names the shard {name!r}, which is no safetensors file of this folder.",
-                    "Do not use this checkpoint unless you trust where it comes from; download it again.",
-                )
-            if not (path / name).is_file():
-                raise WeightsError(f"{path} lacks the shard {name}.", "Download that file again.")
+    single = path / "model.safetensors"
+    names = [single.name] if single.exists() else sorted(set(_weight_map(path).values()))
+    for name in names:
+        if not (path / name).exists():
+            raise WeightsError(f"{path} lacks the shard {name}.", "Download that file again.")
+        if not (path / name).is_file():
+            raise WeightsError(f"{path / name} is no regular file.", "Download that file again.")
+    if names:
         return [path / name for name in names]
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
     if pickles:
+        shown = ", ".join(escaped(name) for name in pickles[:3])
         raise WeightsError(
-            f"{path} holds its weights as pickle files ({', '.join(pickles[:3])}), which can run code when read.",
+            f"{path} holds its weights as pickle files ({shown}), which can run code when read.",
             "Use the model's safetensors files, or convert it with transformers on a machine that may run it.",
         )
     raise WeightsError(
@@ -216,21 +223,64 @@ def weight_files(path: Path) -> list[Path]:
     )
 
 
+def _weight_map(path: Path) -> dict[str, str]:
+    """The shard of each tensor by the folder's index; empty where it has no index. Raises as `weight_files`."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return {}
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise WeightsError(f"{index} has no weight_map.", "Download that file again.")
+    for name in shards.values():
+        if not isinstance(name, str) or not _is_file_name(name) or not name.endswith(".safetensors"):
+            raise WeightsError(
+                f"{index} names the shard {escaped(repr(name))}, which is no safetensors file of this folder.",
+                "Do not use this checkpoint unless you trust where it comes from; download it again.",
+            )
+    return shards
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name is that of a file in the folder itself, on any system: no separator, drive, stream or control."""
+    plain = PurePosixPath(name).name == name == PureWindowsPath(name).name
+    return plain and ":" not in name and name.isprintable() and len(name.encode()) <= _LONGEST_FILE_NAME_BYTES
+
+
+_T = TypeVar("_T")
+
+
 def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor of a checkpoint folder by name. Raises WeightsError where a shard is broken or repeats a tensor."""
-    infos: dict[str, TensorInfo] = {}
+    """Every tensor of a checkpoint folder by name. Raises as `gather_tensors`."""
+    return gather_tensors(path, read_header)
+
+
+def gather_tensors(path: Path, read: Callable[[Path], Mapping[str, _T]]) -> dict[str, _T]:
+    """Every tensor of a checkpoint folder by name, as `read` finds them in a file.
+
+    Raises WeightsError where a shard is broken or repeats a tensor, and where the index says of a tensor what is not
+    so.
+    """
+    infos: dict[str, _T] = {}
+    places: dict[str, Path] = {}
     for file in weight_files(path):
-        for name, info in read_header(file).items():
+        for name, info in read(file).items():
             if name in infos:
                 raise WeightsError(
-                    f"{name} is in both {infos[name].path} and {file}.", "Download the checkpoint again."
+                    f"{escaped(name)} is in both {places[name]} and {file}.", "Download the checkpoint again."
                 )
-            infos[name] = info
-    index = path / "model.safetensors.index.json"
-    if index.exists() and not (path / "model.safetensors").exists():
-        missing = sorted(set(read_json(index)["weight_map"]) - infos.keys())
-        if missing:
-            raise WeightsError(f"{index} names {missing[0]}, which no shard holds.", "Download the checkpoint again.")
+            infos[name], places[name] = info, file
+    if not (path / "model.safetensors").exists():
+        index = path / "model.safetensors.index.json"
+        for name, shard in _weight_map(path).items():
+            if name not in places:
+                raise WeightsError(
+                    f"{index} names {escaped(name)}, which no shard holds.", "Download the checkpoint again."
+                )
+            if places[name].name != shard:
+                raise WeightsError(
+                    f"{index} says that {escaped(name)} is in {shard}; it is in {places[name].name}.",
+                    "Download the checkpoint again.",
+                )
     return infos
 
 

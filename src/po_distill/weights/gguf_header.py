@@ -11,9 +11,12 @@ import numpy as np
 
 from po_distill.errors import MissingExtraError, WeightsError
 from po_distill.records import Quantization
-from po_distill.weights.gguf_layout import head_size, rope_scaling, rope_theta
+from po_distill.weights.gguf_families import family_of
+from po_distill.weights.gguf_layout import head_size, key_heads, window_tokens
 from po_distill.weights.gguf_placement import Placement
 from po_distill.weights.gguf_quantization import FILE_TYPES, size_bytes
+from po_distill.weights.gguf_rope import read_rope, rope_keys
+from po_distill.weights.gguf_sentencepiece import PHI3_NAMES
 from po_distill.weights.gguf_tokenizer import GGUFTokenizer
 
 ALIGNMENT_BYTES = 32
@@ -41,10 +44,10 @@ def write_header(
         writer.add_type(gguf.GGUFType.MODEL)
         for key, value in strings.items():
             if value:
-                writer.add_string(key, value)
+                writer.add_string(key, _name(value, tokenizer) if key == gguf.Keys.General.NAME else value)
         writer.add_file_type(FILE_TYPES[quantization])
         writer.add_quantization_version(_QUANTIZATION_VERSION)
-        _add_hyper_parameters(writer, config)
+        _add_hyper_parameters(writer, config, architecture)
         _add_tokenizer(writer, tokenizer)
         for plan in placements:
             writer.add_tensor_info(
@@ -62,34 +65,44 @@ def write_header(
     file.write(data + b"\0" * (-len(data) % ALIGNMENT_BYTES))
 
 
-def _add_hyper_parameters(writer: Any, config: dict[str, Any]) -> None:
-    import gguf
-
-    heads = int(config["num_attention_heads"])
-    writer.add_vocab_size(int(config["vocab_size"]))
-    writer.add_context_length(context_tokens(config))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    size = head_size(config)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(rope_theta(config))
-    scaling = rope_scaling(config)
-    if scaling is None:
-        return
-    if scaling["rope_type"] not in ("linear", "yarn"):
+def _name(name: str, tokenizer: GGUFTokenizer) -> str:
+    """A model's name, by which llama.cpp knows Phi-3's tokens that swallow white space."""
+    is_phi3 = any(known in name.lower() for known in PHI3_NAMES)
+    if is_phi3 and not tokenizer.strips_right:
         raise WeightsError(
-            f"config.json asks for the rotary scaling {scaling['rope_type']!r}.", "Known here: linear and yarn."
+            f"The name {name!r} makes llama.cpp read white space behind special tokens as Phi-3 does, "
+            "which this tokenizer does not.",
+            f"Choose a name without {' and '.join(PHI3_NAMES)}.",
         )
-    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
-    writer.add_rope_scaling_factor(float(scaling["factor"]))
-    if scaling["rope_type"] == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(int(scaling["original_max_position_embeddings"]))
+    return f"{name} ({PHI3_NAMES[0]})" if tokenizer.strips_right and not is_phi3 else name
+
+
+def _add_hyper_parameters(writer: Any, config: dict[str, Any], architecture: str) -> None:
+    family = family_of(config)
+    size = head_size(config, family)
+    rope = read_rope(config, family, size)
+    numbers: dict[str, int | float | str] = {
+        "vocab_size": int(config["vocab_size"]),
+        "context_length": context_tokens(config),
+        "embedding_length": int(config["hidden_size"]),
+        "block_count": int(config["num_hidden_layers"]),
+        "feed_forward_length": int(config["intermediate_size"]),
+        "attention.head_count": int(config["num_attention_heads"]),
+        "attention.head_count_kv": key_heads(config),
+        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        "attention.key_length": size,
+        "attention.value_length": size,
+        **{number.key: number.of(config) for number in family.numbers},
+        **{f"rope.{key}": value for key, value in rope_keys(rope, config, architecture).items()},
+    }
+    for key, value in numbers.items():
+        name = f"{architecture}.{key}"
+        if isinstance(value, str):
+            writer.add_string(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
 
 
 def _add_tokenizer(writer: Any, tokenizer: GGUFTokenizer) -> None:
@@ -116,15 +129,23 @@ def _add_tokenizer(writer: Any, tokenizer: GGUFTokenizer) -> None:
 
 
 def window_note(config: dict[str, Any]) -> tuple[str, ...]:
-    """Words for people where the context ends before the model's own length; else nothing."""
-    if context_tokens(config) == int(config["max_position_embeddings"]):
-        return ()
-    return (f"The context ends at {context_tokens(config)} tokens, the model's sliding window.",)
+    """Words for people where the context ends before the model's own length, or changes the model; else nothing."""
+    notes = []
+    if context_tokens(config) != int(config["max_position_embeddings"]):
+        notes.append(f"The context ends at {context_tokens(config)} tokens, the model's sliding window.")
+    family = family_of(config)
+    rope = read_rope(config, family, head_size(config, family))
+    if rope.kind == "longrope":
+        notes.append(
+            f"llama.cpp takes the rotary factors for long texts wherever its context is longer than "
+            f"{rope.trained_tokens} tokens, transformers only where the text is; with a context of at most "
+            f"{rope.trained_tokens} both are the same."
+        )
+    return tuple(notes)
 
 
 def context_tokens(config: dict[str, Any]) -> int:
-    """llama.cpp does not slide a window over these architectures, so the context ends with it."""
-    longest = int(config["max_position_embeddings"])
-    if config.get("model_type") == "mistral" and config.get("sliding_window"):
-        return min(longest, int(config["sliding_window"]))
-    return longest
+    """The longest context; where llama.cpp does not slide a model's window, the context ends with it."""
+    longest, family = int(config["max_position_embeddings"]), family_of(config)
+    window = window_tokens(config, family) if family.window == "ends" else None
+    return min(longest, window) if window else longest

@@ -43,10 +43,8 @@ def checkpoint_from_gguf(gguf_path: Path, folder: Path, name: str) -> Path:
     path = folder / f"{name}-{key}"
     if path.exists():
         return path
-    try:
-        from filelock import FileLock
-    except ImportError as error:
-        raise MissingExtraError("filelock", "train", f"Unpacking {name}") from error
+    from filelock import FileLock
+
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{name}.lock"):
         if not path.exists():

@@ -1,8 +1,8 @@
 """tokenizer.json in the words of a GGUF, such that llama.cpp makes the same token ids of a prompt.
 
 Two kinds are written: byte-level BPE (GGUF model "gpt2") whose splitting before BPE llama.cpp knows by
-a name, and SentencePiece-like BPE with byte fallback (GGUF model "llama"), where scores stand for the
-order of the merges. What llama.cpp would split otherwise is refused.
+a name, and SentencePiece-like BPE with byte fallback (GGUF model "llama"; see gguf_sentencepiece). What
+llama.cpp would split otherwise is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +15,28 @@ from typing import Any
 from po_distill.errors import WeightsError
 from po_distill.weights.chat_template import PROBES, plain_template, read_chat_template, render
 from po_distill.weights.checkpoint import read_json, read_special_texts
+from po_distill.weights.gguf_sentencepiece import SPACE, adds_space, merge_scores, strips_right
 
+_CASED_NOTE = (
+    "llama.cpp splits words with capitals beyond ASCII, such as GR\u00d6SSE, otherwise than this tokenizer, "
+    "which knows small and capital letters of every script."
+)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
+
+# Texts that llama.cpp's src/llama-vocab.cpp makes special tokens of, whatever the file says of them.
+_LOOKS_LIKE_CONTROL = {
+    "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>",
+    "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<end_of_utterance>",
+}  # fmt: skip
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,8 +48,8 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "qwen2": (rf"Split({_CONTRACTIONS}|{_WORDS}|\p{{N}}{_REST})", "ByteLevel"),
     "llama-bpe": (rf"Split({_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}{_REST})", "ByteLevel"),
     "tekken": (f"Split({_TEKKEN})", "ByteLevel"),
+    "gpt-4o": (f"Split({_CASED})", "ByteLevel"),
 }
-_SPACE = "\u2581"  # SentencePiece's sign for a space
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class GGUFTokenizer:
     ids: dict[str, int]  # bos, eos, unk, pad -> token id
     add_bos: bool
     add_space_prefix: bool
+    strips_right: bool  # added tokens swallow the white space behind them, for which llama.cpp goes by the model's name
     chat_template: str
     notes: tuple[str, ...]
 
@@ -66,7 +82,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> GGUFTokenizer:
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise _unsupported(path, f"the model type {model.get('type')!r}")
-    tokens, types = _tokens(tokenizer, int(config["vocab_size"]), path)
+    tokens, types, left_out = _tokens(tokenizer, int(config["vocab_size"]), path)
     special = _special_ids(read_special_texts(folder), config, tokenizer)
     names = {kind: tokens[number] for kind, number in special.items()}
     template = read_chat_template(folder)
@@ -74,12 +90,18 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> GGUFTokenizer:
     chat_template, note = plain_template(template, bos=bos, eos=eos)
     prompts = _probe_prompts(template, bos, eos)
     add_bos, bos_note = _adds_bos(tokenizer, settings, special, tokens, prompts)
-    notes = [entry for entry in (note, bos_note) if entry]
+    is_swallowing = strips_right(tokenizer, path)
+    notes = [entry for entry in (note, bos_note, left_out, _control_note(tokens, types)) if entry]
+    if is_swallowing:
+        notes.append(
+            "Behind special tokens llama.cpp swallows ASCII white space only, this tokenizer all of Unicode's."
+        )
     is_sentencepiece = bool(model.get("byte_fallback"))
     pre, scores, merges, space = "default", None, None, False
     if is_sentencepiece:
-        scores = _scores(model, tokens, types, path)
-        space = _adds_space(tokenizer, prompts, path)
+        ranked, last = merge_scores(tokenizer, path), -float(len(model["merges"]))
+        scores = [ranked.get(text, last) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)]
+        space = adds_space(tokenizer, prompts, path)
     else:
         pre, pre_note = _pre_tokenizer(tokenizer, path)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -94,6 +116,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> GGUFTokenizer:
         special,
         add_bos,
         space,
+        is_swallowing,
         chat_template,
         tuple(notes),
     )
@@ -102,7 +125,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> GGUFTokenizer:
 def _unsupported(path: Path, what: str) -> WeightsError:
     return WeightsError(
         f"{path} has {what}, for which llama.cpp has no equivalent that is known here.",
-        f"Known: SentencePiece-like BPE with byte fallback (Mistral, Llama 2), byte-level BPE as of "
+        f"Known: SentencePiece-like BPE with byte fallback (Mistral, Llama 2, Gemma, Phi-3), byte-level BPE as of "
         f"{', '.join(PRE_TOKENIZERS)}. Take a base model with one of these.",
     )
 
@@ -110,24 +133,42 @@ def _unsupported(path: Path, what: str) -> WeightsError:
 # --- tokens ---------------------------------------------------------------------------------------
 
 
-def _tokens(tokenizer: dict[str, Any], size: int, path: Path) -> tuple[list[str], list[int]]:
-    """Text and type of every token id below `size`, the rows of the embedding; gaps are filled as unused."""
+def _tokens(tokenizer: dict[str, Any], size: int, path: Path) -> tuple[list[str], list[int], str | None]:
+    """(text and type of every token id below `size`, the rows of the embedding; a note on added tokens beyond it).
+
+    Gaps are filled as unused.
+    """
     byte_fallback = bool(tokenizer["model"].get("byte_fallback"))
     unknown = tokenizer["model"].get("unk_token")
     known: dict[int, tuple[str, int]] = {}
     for text, number in tokenizer["model"]["vocab"].items():
         is_byte = byte_fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
         known[number] = (text, BYTE if is_byte else UNKNOWN if byte_fallback and text == unknown else NORMAL)
-    for entry in tokenizer.get("added_tokens") or []:
-        if not (byte_fallback and entry["content"] == unknown):
-            known[entry["id"]] = (entry["content"], CONTROL if entry.get("special") else USER_DEFINED)
     if known and max(known) >= size:
         raise WeightsError(
             f"{path} has the token id {max(known)}, the embedding only {size} rows.",
             "Take tokenizer.json and the weights from the same model.",
         )
+    beyond = []
+    for entry in tokenizer.get("added_tokens") or []:
+        text, kind = entry["content"], CONTROL if entry.get("special") else USER_DEFINED
+        if byte_fallback and text == unknown:
+            continue
+        if entry["id"] >= size:
+            beyond.append(text)
+            continue
+        # llama.cpp finds added tokens in the text as it is given, before spaces get their sign.
+        known[entry["id"]] = (text.replace(SPACE, " ") if byte_fallback and kind == USER_DEFINED else text, kind)
     filled = [known.get(number, (f"[PAD{number}]", UNUSED)) for number in range(size)]
-    return [text for text, _ in filled], [kind for _, kind in filled]
+    note = f"Added tokens without a row in the embedding are left out: {', '.join(beyond)}." if beyond else None
+    return [text for text, _ in filled], [kind for _, kind in filled], note
+
+
+def _control_note(tokens: list[str], types: list[int]) -> str | None:
+    found = [text for text, kind in zip(tokens, types, strict=True) if kind == NORMAL and text in _LOOKS_LIKE_CONTROL]
+    if not found:
+        return None
+    return f"llama.cpp takes {', '.join(found)} in a text for a special token that ends an answer, training did not."
 
 
 def _special_ids(texts: dict[str, str], config: dict[str, Any], tokenizer: dict[str, Any]) -> dict[str, int]:
@@ -143,25 +184,6 @@ def _special_ids(texts: dict[str, str], config: dict[str, Any], tokenizer: dict[
     return ids
 
 
-def _scores(model: dict[str, Any], tokens: list[str], types: list[int], path: Path) -> list[float]:
-    """Scores that make llama.cpp merge in the order of tokenizer.json: the negative rank of a token's merges.
-
-    llama.cpp merges any two neighbours whose text together is a token, the best score first. That is the
-    order of the merges only if all merges into one token stand together, which is checked.
-    """
-    first: dict[str, int] = {}
-    previous = ""
-    for rank, merge in enumerate(model["merges"]):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        merged = left + right
-        if merged != previous and merged in first:
-            raise _unsupported(path, f"merges into {merged!r} at different ranks")
-        first.setdefault(merged, rank)
-        previous = merged
-    last = float(len(model["merges"]))
-    return [-float(first.get(text, last)) if kind == NORMAL else 0.0 for text, kind in zip(tokens, types, strict=True)]
-
-
 # --- splitting ------------------------------------------------------------------------------------
 
 
@@ -171,11 +193,14 @@ def _pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> tuple[str, str | No
     name = next((name for name, known in PRE_TOKENIZERS.items() if known == steps), None)
     if name is None or tokenizer["model"].get("end_of_word_suffix") or tokenizer["model"].get("dropout"):
         raise _unsupported(path, f"the pre-tokenizer {' + '.join(steps) or 'none'}")
-    if (name == "llama-bpe") != bool(tokenizer["model"].get("ignore_merges")) and name != "tekken":
+    ignores = bool(tokenizer["model"].get("ignore_merges"))
+    if name == "llama-bpe" and not ignores:
+        name = "dbrx"  # the same splitting, without a look at whole words first
+    elif ignores and name not in ("llama-bpe", "tekken"):
         raise _unsupported(path, f"ignore_merges: {tokenizer['model'].get('ignore_merges')} with {name}")
     normalizer = tokenizer.get("normalizer")
     if normalizer is None:
-        return name, None
+        return name, _CASED_NOTE if name in ("tekken", "gpt-4o") else None
     if normalizer == {"type": "NFC"}:
         return name, "llama.cpp does not normalise text to Unicode NFC as this tokenizer does; send it in NFC."
     raise _unsupported(path, f"the normalizer {normalizer.get('type')}")
@@ -195,54 +220,6 @@ def _steps(node: dict[str, Any] | None) -> tuple[str, ...]:
     if kind == "Split" and node.get("behavior") == "Isolated" and not node.get("invert"):
         return (f"Split({(node.get('pattern') or {}).get('Regex')})",)
     return (str(kind) + str({key: value for key, value in node.items() if key != "type"}),)
-
-
-def _adds_space(tokenizer: dict[str, Any], prompts: list[str], path: Path) -> bool:
-    """Whether llama.cpp is to put a space before text that begins a prompt or follows a special token.
-
-    llama.cpp knows only yes and no; tokenizer.json knows more. The answer is the one under which both
-    see the same text in every probe of the chat template.
-    """
-    pattern = "|".join(
-        re.escape(entry["content"])
-        for entry in sorted(tokenizer.get("added_tokens") or [], key=lambda entry: -len(entry["content"]))
-    )
-    for answer in (False, True):
-        if all(
-            _with_space(tokenizer, piece, begins, path) == _escaped((" " if answer else "") + piece)
-            for prompt in prompts
-            for piece, begins in _pieces(prompt, pattern)
-        ):
-            return answer
-    raise _unsupported(path, "a rule for leading spaces")
-
-
-def _pieces(prompt: str, pattern: str) -> list[tuple[str, bool]]:
-    """(text between special tokens, whether it begins the prompt)."""
-    found, end = [], 0
-    for match in re.finditer(pattern, prompt) if pattern else ():
-        found.append((prompt[end : match.start()], end == 0))
-        end = match.end()
-    found.append((prompt[end:], end == 0))
-    return [(piece, begins) for piece, begins in found if piece]
-
-
-def _escaped(text: str) -> str:
-    return text.replace(" ", _SPACE)
-
-
-def _with_space(tokenizer: dict[str, Any], piece: str, begins: bool, path: Path) -> str:
-    """A piece of text as tokenizer.json hands it to BPE."""
-    normalizer, pre = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
-    prepend = {"type": "Prepend", "prepend": _SPACE}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    if normalizer in ({"type": "Sequence", "normalizers": [prepend, replace]}, replace) and pre is None:
-        return (_SPACE if normalizer != replace else "") + _escaped(piece)
-    if normalizer is None and pre is not None and pre.get("type") == "Metaspace" and pre.get("split") is False:
-        scheme, text = pre.get("prepend_scheme", "always"), _escaped(piece)
-        wanted = scheme == "always" or (scheme == "first" and begins)
-        return _SPACE + text if wanted and not text.startswith(_SPACE) else text
-    raise _unsupported(path, f"the normalizer {(normalizer or {}).get('type')} with {(pre or {}).get('type')}")
 
 
 # --- BOS ------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ rsLoRA (Kalajdzievski 2023). What peft can train and this does not merge exactly
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from po_distill.errors import WeightsError
-from po_distill.weights.checkpoint import read_json
+from po_distill.weights.adapter_config import CONFIG_NAME, rank_and_alpha, read_adapter_config, scale_of
+from po_distill.weights.foreign_files import escaped
 from po_distill.weights.safetensors_file import TensorFiles, TensorInfo, read_header
 
 _PREFIX = "base_model.model."
@@ -86,9 +86,8 @@ def plan_merge(adapter: Path, tensors: TensorFiles, base: TensorFiles, base_conf
     `tensors` are the adapter's, `base` and `base_config` the checkpoint's. Raises WeightsError that names
     the field or the tensor which cannot be merged.
     """
-    config_path = adapter / "adapter_config.json"
-    config = read_json(config_path)
-    _check_fields(config, config_path)
+    config = read_adapter_config(adapter)
+    _check_fields(config, adapter / CONFIG_NAME)
     saved = tuple(config.get("modules_to_save") or ())
     tied = bool(base_config.get("tie_word_embeddings")) or "lm_head.weight" not in base.infos
     modules = {name: _module_of(name, adapter) for name in sorted(tensors.infos)}
@@ -140,19 +139,21 @@ def _check_replacement(
         raise _refused(adapter, name, f"has the shape {tensors.infos[name].shape}, the base {base.shape}", _WRONG_BASE)
 
 
-def delta(update: LoRAUpdate, tensors: TensorFiles) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(left, right) with left @ right = what the update adds, in the base's orientation, scale included."""
-    a, b = tensors.float32(update.a), tensors.float32(update.b) * np.float32(update.scale)
+def factors(update: LoRAUpdate, tensors: TensorFiles) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(left, right) with update.scale * (left @ right) = what the update adds, in the base's orientation."""
+    a, b = tensors.float32(update.a), tensors.float32(update.b)
     return (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if update.transposed else (b, a)
 
 
 def _check_fields(config: dict[str, Any], path: Path) -> None:
     if config.get("peft_type") != "LORA":
-        raise WeightsError(f"{path}: peft_type is {config.get('peft_type')!r}.", "Only LoRA adapters are merged.")
+        raise WeightsError(
+            f"{path}: peft_type is {escaped(repr(config.get('peft_type')))}.", "Only LoRA adapters are merged."
+        )
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_INITS_THAT_CHANGE_THE_BASE):
         raise WeightsError(
-            f"{path}: init_lora_weights is {init!r}, which changes the base before training.",
+            f"{path}: init_lora_weights is {escaped(repr(init))}, which changes the base before training.",
             "Convert the adapter to plain LoRA with peft (path_initial_model_for_weight_conversion).",
         )
     for field, value in config.items():
@@ -164,8 +165,8 @@ def _check_fields(config: dict[str, Any], path: Path) -> None:
         ):
             continue
         raise WeightsError(
-            f"{path}: {field} is {value!r}, which is not merged here.",
-            f"Train without {field}, or merge with peft's merge_and_unload and package the folder that it saves.",
+            f"{path}: {escaped(field)} is {escaped(repr(value))}, which is not merged here.",
+            "Train without that, or merge with peft's merge_and_unload and package the folder that it saves.",
         )
 
 
@@ -204,7 +205,7 @@ def _update(
     if other not in tensors.infos:
         raise _refused(adapter, name, "has no lora_B beside it")
     a, b = tensors.infos[name].shape, tensors.infos[other].shape
-    rank, alpha = _setting(config, "r", "rank_pattern", module), _setting(config, "lora_alpha", "alpha_pattern", module)
+    rank, alpha = rank_and_alpha(config, module, adapter / CONFIG_NAME)
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != rank:
         raise _refused(adapter, name, f"has the shape {a} and its lora_B {b}; adapter_config.json says rank {rank:g}")
     transposed = _transposed(bool(config.get("fan_in_fan_out")), str(base_config.get("model_type", "")))
@@ -213,12 +214,10 @@ def _update(
         raise _refused(
             adapter,
             name,
-            f"updates a tensor of the shape {expected}; {base.name} of the base has {base.shape}",
+            f"updates a tensor of the shape {expected}; {escaped(base.name)} of the base has {base.shape}",
             _WRONG_BASE,
         )
-    if not math.isfinite(alpha):
-        raise WeightsError(f"{adapter}: alpha is {alpha} for {module}.", "Correct adapter_config.json.")
-    return LoRAUpdate(name, other, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), transposed)
+    return LoRAUpdate(name, other, scale_of(config, rank, alpha), transposed)
 
 
 def _transposed(fan_in_fan_out: bool, model_type: str) -> bool:
@@ -228,33 +227,15 @@ def _transposed(fan_in_fan_out: bool, model_type: str) -> bool:
     return fan_in_fan_out and model_type not in ("llama", "mistral", "qwen2")
 
 
-def _setting(config: dict[str, Any], field: str, patterns: str, module: str) -> float:
-    """r or alpha of a module: the first pattern that matches the end of its name, as peft looks it up."""
-    value: Any = config.get(field)
-    for pattern, special in (config.get(patterns) or {}).items():
-        try:
-            found = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise WeightsError(
-                f"{patterns} of the adapter holds {pattern!r}, no regular expression: {error}.",
-                "Correct adapter_config.json.",
-            ) from error
-        if found:
-            value = special
-            break
-    if not isinstance(value, int | float) or value <= 0:
-        raise WeightsError(f"The adapter's {field} is {value!r} for {module}.", "Correct adapter_config.json.")
-    return float(value)
-
-
 def _refused(adapter: Path, name: str, what: str, fix: str = "") -> WeightsError:
     return WeightsError(
-        f"{adapter}: {name} {what}.", fix or "Train the adapter with LoRA on linear layers alone (q, k, v, o, MLP)."
+        f"{adapter}: {escaped(name)} {what}.",
+        fix or "Train the adapter with LoRA on linear layers alone (q, k, v, o, MLP).",
     )
 
 
 def read_adapter(adapter: Path) -> TensorFiles:
     """The tensors of an adapter folder."""
-    if not (adapter / "adapter_config.json").is_file():
-        raise WeightsError(f"{adapter} has no adapter_config.json.", "Give a folder that peft's save_pretrained wrote.")
+    if not (adapter / CONFIG_NAME).is_file():
+        raise WeightsError(f"{adapter} has no {CONFIG_NAME}.", "Give a folder that peft's save_pretrained wrote.")
     return TensorFiles(read_header(adapter_weights(adapter)))

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from po_distill.errors import WeightsError
+from po_distill.weights.foreign_files import escaped
+from po_distill.weights.safetensors_header import HeaderEntry, read_safetensors_header, unreadable
 
-_LONGEST_HEADER_BYTES = 100_000_000  # as the safetensors package allows
 _ALIGNMENT_BYTES = 8
 _DTYPES: dict[str, tuple[str, int]] = {  # safetensors name -> numpy type of the stored words, bytes
     "F64": ("<f8", 8),
@@ -57,48 +58,16 @@ class TensorInfo:
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file, by name, checked against the file's size.
 
-    Raises WeightsError where the file is missing, truncated or no safetensors file.
+    Raises WeightsError where the file is missing, truncated or no safetensors file, and where a tensor has a dtype
+    that numpy does not have (the 8-bit floats F8_E4M3 and the like).
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER_BYTES):
-                raise _unreadable(path, f"its header would be {length} bytes long, the file has {size}")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise _unreadable(path, "its header is no JSON object")
-        return {
-            name: _tensor_info(path, name, entry, 8 + length, size)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, f"its header is not JSON ({error})") from error
+    return {name: _tensor_info(entry) for name, entry in read_safetensors_header(path).entries.items()}
 
 
-def _tensor_info(path: Path, name: str, entry: Any, start: int, size: int) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, f"the entry of {name} is malformed") from error
-    if not whole or dtype not in _DTYPES:
-        raise _unreadable(path, f"{name} has the dtype {dtype!r} and the shape {shape}, which are not read here")
-    if end - begin != math.prod(shape) * _DTYPES[dtype][1]:
-        raise _unreadable(path, f"{name} takes {end - begin} bytes, its shape {shape} in {dtype} needs another number")
-    if start + end > size:
-        raise _unreadable(path, f"it ends within {name}: {size} bytes, at least {start + end} are needed")
-    return TensorInfo(name, dtype, shape, path, start + begin, start + end)
-
-
-def _unreadable(path: Path, reason: str) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read as safetensors: {reason}.",
-        "Copy or download that file again; a checkpoint in another format has to be saved as safetensors first.",
-    )
+def _tensor_info(entry: HeaderEntry) -> TensorInfo:
+    if entry.dtype not in _DTYPES:
+        raise unreadable(entry.path, f"{escaped(entry.name)} has the dtype {entry.dtype}, which is not read here")
+    return TensorInfo(entry.name, entry.dtype, entry.shape, entry.path, entry.begin, entry.end)
 
 
 class TensorFiles:
@@ -163,6 +132,24 @@ class TensorFiles:
             mapped.madvise(mmap.MADV_DONTNEED, begin, length)
 
 
+def stored_type(dtype: str) -> str:
+    """numpy's word for how a dtype of safetensors is stored; BF16 is read as 16-bit words."""
+    return _DTYPES[dtype][0]
+
+
+def header_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: Mapping[str, str] | None = None) -> bytes:
+    """All that stands before the first tensor of a file with these tensors, in this order and all of one dtype."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape) * _DTYPES[dtype][1]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
 class SafetensorsWriter:
     """Writes one safetensors file, the header first and then each tensor's bytes in the order given.
 
@@ -179,19 +166,10 @@ class SafetensorsWriter:
         self._file = file
         self._pending: Iterator[tuple[str, int]]
         self._left = 0
-        width = _DTYPES[dtype][1]
-        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-        sizes, offset = [], 0
-        for name, shape in shapes.items():
-            size = math.prod(shape) * width
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            sizes.append((name, size))
-            offset += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % _ALIGNMENT_BYTES)
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header_bytes(shapes, dtype, metadata))
+        sizes = [(name, math.prod(shape) * _DTYPES[dtype][1]) for name, shape in shapes.items()]
         self._pending = iter(sizes)
-        self.total_bytes = offset
+        self.total_bytes = sum(size for _, size in sizes)
 
     def begin(self, name: str) -> None:
         """Start on a tensor: it must be the next of the header, and the last one must be whole."""
