@@ -13,7 +13,7 @@ quickstart: setup
 	.venv/bin/po-distill quickstart
 
 test: lint
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
 
 lint: .venv/.ready-dev
 	.venv/bin/ruff check .

@@ -364,12 +364,13 @@ def mergekit(folder: Path) -> dict[str, float]:
         f"merge_method: linear\ndtype: float32\nout_dtype: float16\nmodels:\n"
         f"  - model: {folder / 'base'}+{folder / 'adapter'}\n    parameters:\n      weight: 1.0\n"
     )
-    python = os.environ["PO_DISTILL_MERGEKIT"]
+    script = Path(os.environ["PO_DISTILL_MERGEKIT"]).parent / "mergekit-yaml"
     shutil.rmtree(folder / "mergekit", ignore_errors=True)
+    cache = ["--lora-merge-cache", str(folder / "mergekit" / "adapted")]
     found: dict[str, float] = {}
     with _timed(found):
         subprocess.run(
-            [str(Path(python).parent / "mergekit-yaml"), str(recipe), str(folder / "mergekit"), "--lazy-unpickle"],
+            [str(script), str(recipe), str(folder / "mergekit" / "out"), "--lazy-unpickle", *cache],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

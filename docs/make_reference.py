@@ -57,7 +57,6 @@ MEANINGS = {
     "package.name": "name of the Ollama model; null takes the version's, as `po-student-v1`",
     "package.quantization": "storage of the weights in the GGUF",
     "evaluate.max_tokens": "longest answer, in tokens",
-    "evaluate.min_valid_share": "the acceptance gate's least share of answers that production can read",
     "evaluate.report": "the Markdown report; `.html` and `.json` lie beside it",
     "logs": "where journals and logs go",
 }
@@ -73,8 +72,9 @@ def cli_page() -> str:
         "# Command line\n",
         "What `po-distill COMMAND --help` prints, command by command, in the order of the road.\n",
         "Exit codes: 0 done; 1 a problem, told with its fix on standard error; 2 wrong usage; 3 the work is done and "
-        "its verdict is no (`evaluate --gate`, a budget that is reached, a journal that is not sound); 130 "
-        "interrupted, with what was finished kept. `--debug` may stand anywhere on the line.\n",
+        "its verdict is no (`evaluate --gate`, a budget that is reached, a journal that is not sound); 4 the cases do "
+        "not decide the verdict (`evaluate --gate`); 130 interrupted, with what was finished kept. `--debug` may stand "
+        "anywhere on the line.\n",
         "Progress goes to standard error, results to standard output. `--json` prints one JSON object and nothing "
         "else.\n",
         "## po-distill\n",

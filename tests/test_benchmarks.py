@@ -44,3 +44,16 @@ def test_the_datasets_benchmark_finds_what_it_planted_in_little_memory() -> None
     found = run("dataset.py", "--rows", "3000")
     assert {"rows_per_second", "ratio_floor", "peak_gib", "floor_rows_per_second"} <= set(found)
     assert (found["rows"], found["planted_cut"], found["within_limit"]) == (3000, 30, True)
+
+
+def test_the_evaluations_benchmark_scores_as_the_plain_loop_does() -> None:
+    found = run("evaluation.py", "--rows", "400", "--plain-rows", "40", "--runs", "1")
+    assert {"rows_per_second", "plain_rows_per_second", "ratio_plain_loop"} <= set(found)
+    assert float(str(found["largest_difference"])) < 1e-9
+    assert (found["rows"], found["invalid"], found["repaired"]) == (400, 50, 50)
+
+
+def test_the_intervals_of_the_statistics_benchmark_hold_the_truth_as_often_as_they_say() -> None:
+    found = run("paired_statistics.py", "--studies", "300", "--resamples", "400")
+    assert 0.90 <= float(str(found["lowest_coverage"])) <= float(str(found["highest_coverage"])) <= 1.0
+    assert float(str(found["highest_false_pass"])) <= 0.08  # by chance, over 300 studies

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,21 +69,31 @@ def refuse_leaks(concepts: Iterable[Concept], train_path: Path | str, role: Role
         )
 
 
-def stratified(concepts: Sequence[Concept], most: int | None) -> list[Concept]:
-    """`most` of the concepts, equally many of each planted class as far as there are.
+def stratified(
+    concepts: Sequence[Concept],
+    most: int | None,
+    *,
+    keep: Collection[str] = frozenset(),
+    labels: Mapping[str, str | None] | None = None,
+) -> list[Concept]:
+    """`most` of the concepts, equally many of each class, and in a class of each tier, as far as there are.
 
+    The class is the planted one, else the one that `labels` has for the concept's id.
     Equal, because what is asked of a class is its accuracy, and a rare one is the one to know about.
-    Which ones depends on their ids alone, not on their order.
+    Which ones depends on their ids alone, not on their order. Those whose id is in `keep` are among them first.
     """
     if most is None or most >= len(concepts):
         return list(concepts)
-    classes: dict[str, list[str]] = {}
-    for concept in sorted(concepts, key=lambda concept: digest_value(concept.concept_id)):
-        classes.setdefault(concept.planted_label or "", []).append(concept.concept_id)
-    places = [
-        (number, label, concept_id) for label, members in classes.items() for number, concept_id in enumerate(members)
-    ]
-    chosen = {concept_id for _, _, concept_id in sorted(places)[:most]}
+    classes: dict[str, dict[str, list[str]]] = {}
+    for concept in sorted(concepts, key=lambda one: (one.concept_id not in keep, digest_value(one.concept_id))):
+        label = concept.planted_label or (labels or {}).get(concept.concept_id)
+        tiers = classes.setdefault(label or "", {})
+        tiers.setdefault(concept.tier, []).append(concept.concept_id)
+    places = []
+    for label, tiers in classes.items():
+        in_turn = sorted((number, tier, name) for tier, names in tiers.items() for number, name in enumerate(names))
+        places += [(name not in keep, place, label, name) for place, (_, _, name) in enumerate(in_turn)]
+    chosen = {name for _, _, _, name in sorted(places)[:most]}
     return [concept for concept in concepts if concept.concept_id in chosen]
 
 

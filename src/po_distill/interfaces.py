@@ -77,6 +77,10 @@ class Role(Protocol):
     # `inspect(concept, text) -> Inspection` counts what the dataset doctor shows of answers; a class attribute
     # `violation_kinds` names what may be wrong with them, so that a count can be 0; a class attribute `short_name` (PO)
     # begins the variable that names the role's model (PO_MODEL), by default the initials of its name.
+    # For the evaluation: `attribute(concept, text, *, score, finish, expected) -> tuple[Failure, ...]` says why an
+    # answer failed, the gravest cause first (`expected` is the right class); `repair(text) -> str | None` makes an
+    # unreadable answer readable, for the counterfactual; `coverage(concept, documents) -> float | None` is the share of
+    # what was asked that the answer deals with.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 

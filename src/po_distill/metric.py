@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from po_distill import plugins
 from po_distill.errors import PODistillError, SettingsError
 from po_distill.interfaces import Role
 from po_distill.records import Concept, Score
@@ -31,7 +32,13 @@ class Fields(dict[str, Any]):
 
 
 def load_metric(path: str) -> Metric:
-    """The function that `package.module:function` names. Raises SettingsError where there is none."""
+    """The function that `package.module:function` names, or the plugin of that name (`po_distill.metrics`).
+
+    Raises SettingsError or PluginError where there is none.
+    """
+    if ":" not in path and path in plugins.names("metrics"):
+        plugin: Metric = plugins.load("metrics", path)
+        return plugin
     module, colon, name = path.partition(":")
     fix = "Name a function of a module on the Python path: package.module:function."
     if not colon or not module or not name:

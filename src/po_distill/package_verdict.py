@@ -66,6 +66,9 @@ def require_verdict(model: str, found: FoundPackage | None, report_path: Path | 
     report = artifacts.read_record(report_path, EvaluationReport)
     if why := _other_subject(report, report_path, found.package, role):
         raise _refused(model, why, again)
+    if report.verdict.decided == "undecided":
+        open_rules = "; ".join(reason for reason in report.verdict.reasons if reason.startswith("undecided"))
+        raise _refused(model, f"{report_path} does not decide it ({open_rules})", "Evaluate it on more cases.")
     if not report.verdict.passed:
         failed = "; ".join(reason for reason in report.verdict.reasons if not reason.startswith("passed"))
         raise _refused(model, f"the verdict of {report_path} is no ({failed})", "Train a better one.")

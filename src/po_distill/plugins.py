@@ -1,6 +1,6 @@
 """Plugins by entry point: ours are registered the same way as anybody's.
 
-Groups: `providers`, `roles`, `base_models`, `launchers` (entry points `po_distill.<group>`).
+Groups: `providers`, `roles`, `base_models`, `launchers`, `metrics`, `embeddings` (entry points `po_distill.<group>`).
 Listing imports nothing; two packages that register one name are an error.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from po_distill.errors import PluginError, PODistillError
 from po_distill.records import PluginInfo
 
-GROUPS = ("providers", "roles", "base_models", "launchers")
+GROUPS = ("providers", "roles", "base_models", "launchers", "metrics", "embeddings")
 
 
 def list_plugins() -> list[PluginInfo]:

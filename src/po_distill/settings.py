@@ -103,12 +103,13 @@ class PackageSettings(_Section):
 class EvaluateSettings(_Section):
     """How the student is judged."""
 
-    subset: Positive | None = 50  # held-out cases, equally many of each planted label; None takes all
+    subset: Positive | None = 50  # held-out cases, equally many of each verdict and tier; None takes all
     provider: str = "llama_cpp"  # the runtime of student and base
     base: bool = True  # judge the base model beside the student
     max_tokens: Positive = 4096
     concurrency: Positive = 1  # calls at a time; seconds per call are honest at 1
-    min_valid_share: Fraction = 0.8
+    gate: str | None = None  # production, basic, or a YAML file of rules; null is production, where there is a teacher
+    min_valid_share: Fraction | None = None  # least share of answers that production can read, in place of the gate's
     report: str = "docs/po_distillation_report.md"
 
 
@@ -147,7 +148,7 @@ def quickstart_settings(minutes: float) -> Settings:
             minutes=minutes,
             quantization_aware="q4_0",
         ),
-        evaluate=EvaluateSettings(subset=30, max_tokens=512, concurrency=2),
+        evaluate=EvaluateSettings(subset=30, max_tokens=512, concurrency=2, gate="basic"),
     )
 
 

@@ -25,7 +25,7 @@ def test_the_report_is_as_it_was():
 def test_every_table_is_one_for_a_markdown_reader_too():
     markdown = render_markdown(report_of(example_completions()))
     tables = len(re.findall(r"^\| -", markdown, re.MULTILINE))
-    assert html_of(markdown).count("<table>") == tables == 8
+    assert html_of(markdown).count("<table>") == tables == 11
 
 
 def test_text_of_other_people_is_shown_as_it_is_and_does_nothing():
@@ -42,7 +42,7 @@ def test_text_of_other_people_is_shown_as_it_is_and_does_nothing():
     plain = html_of(render_markdown(report_of(example_completions())))
     assert page.count("<table>") == plain.count("<table>")
     for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL):
-        assert row.count("</t") - 1 in (2, 3, 4, 5, 6)
+        assert row.count("</t") - 1 in range(2, 9)
 
 
 def test_a_stand_in_is_called_one():
@@ -66,4 +66,4 @@ def test_without_planted_classes_there_are_no_tables_about_them():
     assert "per class" not in text
     assert "| Verdict balanced accuracy | – | – | – |" in text
     assert "## Artifacts" not in text
-    assert "not judged:" in text
+    assert "| not judged |" in text

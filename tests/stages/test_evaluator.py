@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from haiku import SCRIPTED, HaikuRole, ScriptedProvider, haiku, haiku_concept
+from haiku import PAID, SCRIPTED, HaikuRole, ScriptedProvider, haiku, haiku_concept
 from po_distill.artifacts import read_record, read_records, write_jsonl
 from po_distill.calls import Retries
-from po_distill.errors import ContractMismatchError, InputError, ProviderError, SettingsError
+from po_distill.errors import ContractMismatchError, InputError, PODistillError, ProviderError, SettingsError
 from po_distill.records import Completion, EvaluationReport, Example, Message, ProviderSettings, Usage
 from po_distill.stages.evaluator import Evaluator
 
@@ -104,11 +104,33 @@ def test_time_per_call_is_the_median_and_the_95th_percentile(evaluator):
     assert teacher.seconds_per_call_p95 == pytest.approx(9.55)
 
 
-def test_candidates_run_one_after_the_other_and_never_two_are_open(evaluator):
+def test_candidates_that_are_not_interleaved_run_one_after_the_other(evaluator):
     ScriptedProvider.most_open = ScriptedProvider.open_now = 0
-    evaluator().evaluate(CASES, {"base": scripted("base"), "student": scripted("student"), "other": scripted("o")})
+    names = {"base": scripted("base"), "student": scripted("student"), "other": scripted("o")}
+    report = evaluator(interleaved=False).evaluate(CASES, names)
     assert ScriptedProvider.most_open == 1
     assert ScriptedProvider.open_now == 0
+    assert report.interleaved is False
+
+
+def test_candidates_are_asked_in_turn_and_who_is_first_changes(evaluator):
+    ScriptedProvider.most_open = ScriptedProvider.open_now = 0
+    ScriptedProvider.requests.clear()
+    report = evaluator(concurrency=2).evaluate(CASES, {"a": scripted("a"), "b": scripted("b")})
+    asked = [request.concept.concept_id[-1] for request in ScriptedProvider.requests]
+    assert "".join(asked[:12]) == "010123234545"  # blocks of two cases, each for both
+    assert (ScriptedProvider.most_open, ScriptedProvider.open_now) == (2, 0)
+    assert report.interleaved is True
+    assert [r.concept_id for r in report.candidate("b").results] == [c.concept_id for c in CASES]
+
+
+def test_a_provider_that_is_paid_for_is_asked_alone(evaluator):
+    ScriptedProvider.most_open = ScriptedProvider.open_now = 0
+    paid = ProviderSettings(provider=PAID, model="paid")
+    report = evaluator().evaluate(CASES, {"teacher": paid, "student": scripted()})
+    assert ScriptedProvider.open_now == 0
+    assert report.candidate("teacher").valid_share == 1.0
+    assert report.reference == "teacher"
 
 
 def test_concurrency_is_how_many_calls_are_in_flight(evaluator):
@@ -163,6 +185,51 @@ def test_what_the_cases_cannot_decide_is_not_judged(evaluator):
     verdict = evaluator().evaluate(CASES, {"base": scripted()}).verdict
     assert not verdict.passed
     assert verdict.reasons == ("failed: there is no candidate named student",)
+
+
+# --- against a reference ------------------------------------------------------------------------
+
+
+def test_answers_that_are_asked_for_again_are_told_apart_from_the_first(evaluator):
+    answers = {"H-00000": ["no fence", haiku("spring")], "H-00001": ["no fence", "no fence", haiku("spring")]}
+    report = evaluator(tries=2).evaluate(CASES, {"student": scripted(answers=answers)})
+    student = report.candidate("student")
+    assert student.valid_share == pytest.approx(0.8)
+    assert (student.retried, student.valid_share_after_retries) == (2, pytest.approx(0.9))
+    assert [case.tries for case in student.results[:3]] == [2, 2, 1]
+
+
+def test_candidates_are_held_against_the_reference_item_by_item(evaluator):
+    other = recorded(lambda case: haiku(case.planted_label, "new pond"))
+    report = evaluator().evaluate(
+        CASES, {"v2": other, "gold": recorded(lambda c: haiku(c.planted_label))}, reference="gold"
+    )
+    v2 = report.candidate("v2")
+    assert v2.item_changes == {"same": 30, "reworded": 10}
+    assert (v2.results[0].changes[1].reference, v2.results[0].changes[1].candidate) == ("old pond", "new pond")
+    assert 0.5 < v2.meaning < 1.0
+    assert (report.verdict.candidate, report.reference, report.candidate("gold").difference) == ("v2", "gold", None)
+    assert "synonyms are not known" in report.meaning_by
+
+
+def test_what_a_role_does_not_say_of_failures_is_told_by_the_score(evaluator):
+    student = evaluator().evaluate(CASES, {"student": scripted(answers=PLANTED)}).candidate("student")
+    causes = {case.concept_id: (case.failure.level, case.failure.cause) for case in student.failures}
+    assert causes == {"H-00000": ("content", "swapped_verdict"), "H-00006": ("format", "unreadable")}
+    assert [(cluster.cause, cluster.n) for cluster in student.clusters] == [("unreadable", 1), ("swapped_verdict", 1)]
+
+
+def test_a_reference_or_a_model_in_production_that_is_no_candidate_is_refused(evaluator):
+    for names in ({"reference": "gold"}, {"production": "gold"}):
+        with pytest.raises(SettingsError, match="'gold' is not among the candidates"):
+            evaluator().evaluate(CASES, {"student": scripted()}, **names)
+
+
+def test_a_metric_of_the_users_own_is_tested_and_scores(evaluator):
+    with pytest.raises(PODistillError, match="self-test failed"):
+        evaluator(metric="test_evaluator_metrics:constant").evaluate(CASES, {"student": scripted()})
+    report = evaluator(metric="test_evaluator_metrics:lines").evaluate(CASES, {"student": scripted(answers=PLANTED)})
+    assert report.candidate("student").score_mean == pytest.approx((8 * 0.9 + 0.3) / 10)
 
 
 # --- cases --------------------------------------------------------------------------------------
@@ -346,9 +413,9 @@ def test_killed_in_the_middle_the_next_run_asks_only_what_is_missing(tmp_path):
 
     assert run().returncode == -9
     assert not (tmp_path / "report.md").exists()
-    assert len(ledger.read_text().split()) == 6
+    assert len(ledger.read_text().split()) == 11  # in turn: five cases for both, the sixth for one
     done = run()
     assert done.returncode == 0, done.stderr
-    assert len(ledger.read_text().split()) == 6 + 3 + 8  # the call in doubt once more, the rest once
+    assert len(ledger.read_text().split()) == 11 + 1 + 5  # the call in doubt once more, the rest once
     assert "1 calls of an earlier run are in doubt" in done.stderr
     assert (tmp_path / "report.md").exists()

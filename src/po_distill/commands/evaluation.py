@@ -1,62 +1,221 @@
-"""The command that judges a student."""
+"""The commands that judge candidates: on recorded answers or by asking, and stage by stage along the road."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from po_distill.commands.options import EXIT_NOT_PASSED, json_option, open_role, print_result, role_options
+from po_distill.commands.options import (
+    EXIT_NOT_PASSED,
+    EXIT_UNDECIDED,
+    SectionedCommand,
+    SectionedGroup,
+    json_option,
+    open_role,
+    print_result,
+    sectioned,
+)
+
+if TYPE_CHECKING:
+    from po_distill.records import EvaluationReport, ProviderSettings
+    from po_distill.reporting.projections import Work
+
+_PATH = click.Path(path_type=Path)
+_WHO, _CASES, _HOW, _VERDICT = "Who is judged", "On which cases", "How they are asked and scored", "The verdict"
+_TEST_SPLIT = "artifacts/distillation/po_teacher_dataset.test.jsonl"
+_POSITIVE = click.IntRange(min=1)
 
 
-@click.command()
-@click.option("--model", "--student", "model", required=True, help="Student: a GGUF, or a version folder with one.")
-@click.option("--base", "--base-model", "base", help="Base model's GGUF, to hold the student against.")
-@click.option(
-    "--data", "--data-path", "data", default="artifacts/distillation/po_teacher_dataset.test.jsonl", show_default=True,
-    type=click.Path(path_type=Path), help="JSONL of held-out examples or concepts.",
+@click.group(cls=SectionedGroup, invoke_without_command=True)
+@sectioned(
+    _WHO, "--candidate", "candidates", multiple=True, metavar="[NAME=]FILE",
+    help="Recorded answers of a candidate; may be repeated. The name is the file's where none is given.",
 )  # fmt: skip
-@click.option(
-    "--teacher", "teacher_path", type=click.Path(path_type=Path), help="JSONL of the teacher's recorded answers."
+@sectioned(
+    _WHO, "--reference", "--teacher", "reference", metavar="[NAME=]FILE",
+    help="Recorded answers that the candidates are held against: the teacher's.",
+)  # fmt: skip
+@sectioned(_WHO, "--model", "--student", "model", help="Student to ask: a GGUF, or a version folder with one.")
+@sectioned(_WHO, "--base", "--base-model", "base", help="Base model's GGUF, to hold the student against.")
+@sectioned(_WHO, "--production", metavar="NAME", help="The candidate that is the model now in production.")
+@sectioned(
+    _CASES, "--data", "--data-path", "data", type=_PATH,
+    help=f"Held-out examples or concepts.  [default: what the reference was asked; with --model: {_TEST_SPLIT}]",
+)  # fmt: skip
+@sectioned(
+    _CASES, "--train-data", "train_path", type=_PATH, help="Training rows; a held-out concept in them stops the run."
 )
-@click.option(
-    "--train-data",
-    "train_path",
-    type=click.Path(path_type=Path),
-    help="Training rows; a held-out concept in them stops the run.",
+@sectioned(
+    _CASES, "--subset", "--max-samples", "subset", type=_POSITIVE,
+    help="So many cases, equally many of each verdict and in it of each tier, the watched ones among them.",
+)  # fmt: skip
+@sectioned(_CASES, "--watch", help="Ids of concepts known to be hard, by commas.  [default: the role's]")
+@sectioned(_HOW, "--provider", default="llama_cpp", show_default=True, help="Runtime of student and base.")
+@sectioned(_HOW, "--max-tokens", default=4096, show_default=True, type=_POSITIVE, help="Longest answer.")
+@sectioned(_HOW, "--concurrency", default=1, show_default=True, type=_POSITIVE, help="Calls at a time.")
+@sectioned(_HOW, "--one-after-the-other", is_flag=True, help="Ask one candidate after the other, in place of in turn.")
+@sectioned(
+    _HOW, "--tries", default=1, show_default=True, type=_POSITIVE,
+    help="Ask again where production cannot read an answer; the first is judged, the last is shown apart.",
+)  # fmt: skip
+@sectioned(
+    _HOW, "--metric", metavar="NAME|MODULE:FUNCTION", help="Metric in place of the role's own: a plugin or a function."
 )
-@click.option(
-    "--subset",
-    "--max-samples",
-    "subset",
-    type=click.IntRange(min=1),
-    help="So many cases, equally many of each planted label.",
-)
-@click.option("--provider", default="llama_cpp", show_default=True, help="Runtime of student and base.")
-@click.option("--max-tokens", default=4096, show_default=True, type=click.IntRange(min=1), help="Longest answer.")
-@click.option("--concurrency", default=1, show_default=True, type=click.IntRange(min=1), help="Calls at a time.")
-@click.option("--report", default="docs/po_distillation_report.md", show_default=True, type=click.Path(path_type=Path))
-@click.option("--gate", is_flag=True, help=f"Exit with {EXIT_NOT_PASSED} where the verdict is no.")
-@role_options
+@sectioned(
+    _HOW, "--meaning", default="words", show_default=True, metavar="NAME",
+    help="What compares the meaning of answers: a plugin of po_distill.embeddings, or words.",
+)  # fmt: skip
+@sectioned(
+    _HOW, "--judge", metavar="PROVIDER:MODEL",
+    help="Let a model compare the answers with the reference's, in both orders; no rule reads it.  [default: nobody]",
+)  # fmt: skip
+@sectioned(_HOW, "--role", default="product_owner", show_default=True, help="Role of the answers.")
+@sectioned(_HOW, "--contract", help="Prompt contract of the role.  [default: the role's first]")
+@sectioned(_HOW, "--prompt", "prompt_path", type=_PATH, help="File with another system prompt.")
+@sectioned(_HOW, "--workers", type=_POSITIVE, help="Processes that score.  [default: one per core]")
+@sectioned(_HOW, "--seed", default=0, show_default=True, help="Of the resampling.")
+@sectioned(
+    _VERDICT, "--gate", is_flag=False, flag_value="", metavar="[RULES]",
+    help=f"Exit with {EXIT_NOT_PASSED} where the verdict is no, with {EXIT_UNDECIDED} where it is undecided. "
+    "RULES: production, basic, or a YAML file.  [default: production where there is a reference, else basic]",
+)  # fmt: skip
+@sectioned(_VERDICT, "--pipeline-calls", type=_POSITIVE, help="Project the time of a pipeline's run of so many calls.")
+@sectioned(_VERDICT, "--trials", type=_POSITIVE, help="Project the time of a MIPROv2 run of so many trials.")
+@sectioned(_VERDICT, "--validation", type=_POSITIVE, help="Validation cases of that run.")
+@sectioned(
+    "Output", "--report", default="docs/po_distillation_report.md", show_default=True, type=_PATH,
+    help="The Markdown report; the same as a page and as data lie beside it.",
+)  # fmt: skip
+@sectioned("Output", "--folder", type=_PATH, help="Where answers are kept.  [default: evaluation, beside the student]")
 @json_option
-def evaluate(
-    model: str, base: str | None, data: Path, teacher_path: Path | None, train_path: Path | None, subset: int | None,
-    provider: str, max_tokens: int, concurrency: int, report: Path, gate: bool, role: str, contract: str | None,
-    prompt_path: Path | None, as_json: bool,
+@click.pass_context
+def evaluate(context: click.Context, /, **given: Any) -> None:
+    """Hold candidates against a reference on held-out concepts: recorded answers, or models that are asked."""
+    if context.invoked_subcommand is None:
+        _evaluate(**given)
+
+
+def _evaluate(
+    candidates: tuple[str, ...], reference: str | None, model: str | None, base: str | None, production: str | None,
+    data: Path | None, watch: str | None, gate: str | None, one_after_the_other: bool, role: str, contract: str | None,
+    prompt_path: Path | None, pipeline_calls: int | None, trials: int | None, validation: int | None,
+    judge: str | None, report: Path, as_json: bool,
+    **settings: Any,
 ) -> None:  # fmt: skip
-    """Hold a student against its base and its teacher on held-out concepts."""
     from po_distill.artifacts import MANIFEST_NAME, write_json
     from po_distill.pipeline import evaluate_models
     from po_distill.reporting.summary import show_summary, summary_object
 
+    if not candidates and not model and not reference:
+        raise click.UsageError("Name whom to judge: --candidate FILE, or --model.")
+    recorded = dict(_named_file(text) for text in candidates)
+    if len(recorded) < len(candidates):
+        raise click.UsageError("Two candidates have one name; give names: --candidate v1=FILE --candidate v2=FILE.")
+    measure = _named_file(reference, "teacher") if reference else None
+    if measure and measure[0] in recorded:
+        raise click.UsageError(f"The candidate and the reference are both named {measure[0]}; give names: NAME=FILE.")
     found = evaluate_models(
-        open_role(role, contract, prompt_path), data, student=model, base=base, teacher_path=teacher_path,
-        train_path=train_path, subset=subset, provider=provider, max_tokens=max_tokens, concurrency=concurrency,
+        open_role(role, contract, prompt_path),
+        data if data or not model else Path(_TEST_SPLIT),
+        student=model,
+        base=base,
+        recorded={**recorded, **dict([measure] if measure else [])},
+        reference=measure[0] if measure else None,
+        production=production,
+        gate=gate or None,
+        watch=[name.strip() for name in watch.split(",") if name.strip()] if watch is not None else None,
+        interleaved=not one_after_the_other,
+        works=_works(pipeline_calls, trials, validation),
+        judged_by=_judge(judge),
         report_path=report,
-    )  # fmt: skip
-    version = Path(model) if Path(model).is_dir() else Path(model).parent
-    if (version / MANIFEST_NAME).is_file():  # what a promotion of this version asks for
-        write_json(version / "evaluation.json", found)
+        **settings,
+    )
+    if model is not None:
+        version = Path(model) if Path(model).is_dir() else Path(model).parent
+        if (version / MANIFEST_NAME).is_file():  # what a promotion of this version asks for
+            write_json(version / "evaluation.json", found)
     print_result(summary_object(found, found.artifacts), as_json, lambda _: show_summary(found, found.artifacts))
-    if gate and not found.verdict.passed:
+    if gate is not None:
+        _exit_by(found)
+
+
+def _exit_by(report: EvaluationReport) -> None:
+    code = {"passed": 0, "failed": EXIT_NOT_PASSED, "undecided": EXIT_UNDECIDED}[report.verdict.decided]
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _named_file(text: str, name: str | None = None) -> tuple[str, Path]:
+    """(name, file) of `[NAME=]FILE`; without a name that of the file."""
+    before, equals, after = text.partition("=")
+    if equals and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", before):
+        return before, Path(after)
+    stem = Path(text).name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".completions")
+    return name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "candidate", Path(text)
+
+
+def _judge(text: str | None) -> ProviderSettings | None:
+    from po_distill.records import ProviderSettings
+
+    if text is None:
+        return None
+    provider, colon, model = text.partition(":")
+    if not colon or not provider or not model:
+        raise click.BadParameter(f"{text!r} is no PROVIDER:MODEL.", param_hint="--judge")
+    return ProviderSettings(provider=provider, model=model)
+
+
+def _works(pipeline_calls: int | None, trials: int | None, validation: int | None) -> list[Work]:
+    from po_distill.reporting.plan import miprov2_run
+    from po_distill.reporting.projections import Work
+
+    if (trials is None) != (validation is None):
+        raise click.UsageError("--trials and --validation go together.")
+    works = []
+    if pipeline_calls is not None:
+        works.append(Work("pipeline", pipeline_calls, f"given: {pipeline_calls} calls"))
+    if trials is not None and validation is not None:
+        run = miprov2_run(trials, validation, minibatch=min(35, validation))
+        works.append(Work("miprov2", run.calls, run.told))
+    return works
+
+
+@evaluate.command(cls=SectionedCommand)
+@sectioned(
+    "Which stages", "--stage", "given", multiple=True, required=True, metavar="NAME=FILE",
+    help="Recorded answers of a stage, in the order of the road: adapter, merged, gguf, ollama, or any other name.",
+)  # fmt: skip
+@sectioned(
+    "Which stages", "--base", "base", type=_PATH,
+    help="Recorded answers of the base model: a merge that answers as it does has merged nothing.",
+)  # fmt: skip
+@sectioned("How they are scored", "--role", default="product_owner", show_default=True, help="Role of the answers.")
+@sectioned("How they are scored", "--contract", help="Prompt contract of the role.  [default: the role's first]")
+@sectioned("How they are scored", "--prompt", "prompt_path", type=_PATH, help="File with another system prompt.")
+@sectioned(
+    "How they are scored", "--max-tokens", type=_POSITIVE,
+    help="The limit that answers were given: one as long as this did not stop by itself.",
+)  # fmt: skip
+@sectioned("Output", "--output", type=_PATH, help="File for the same as data.")
+@json_option
+def stages(
+    given: tuple[str, ...], base: Path | None, role: str, contract: str | None, prompt_path: Path | None,
+    max_tokens: int | None, output: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Find where on the road quality went: adapter, merged, GGUF, Ollama on the same prompts."""
+    from po_distill.artifacts import write_json
+    from po_distill.reporting.stage_table import show_parity
+    from po_distill.stage_parity import compare_stages
+
+    named = dict(_named_file(text) for text in given)
+    if len(named) < len(given):
+        raise click.UsageError("Two stages have one name.")
+    found = compare_stages(named, open_role(role, contract, prompt_path), base=base, max_tokens=max_tokens)
+    if output is not None:
+        write_json(output, found)
+    print_result(found, as_json, show_parity)
+    if not found.passed:
         raise click.exceptions.Exit(EXIT_NOT_PASSED)

@@ -1,191 +1,123 @@
-"""An EvaluationReport as one page that needs nothing else: no network, no scripts."""
+"""An EvaluationReport as one page that needs nothing else: no network, and one script, which is in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 from po_distill.errors import MissingExtraError
-from po_distill.records import CandidateResult, CaseResult, Completion, EvaluationReport
-from po_distill.reporting import plots
-from po_distill.reporting.figures import answered_label, counted
-from po_distill.reporting.markdown import main_rows, seconds, share, title_of, worst_cases
-from po_distill.reporting.page import breakable, document, figure, pairs, section, table
+from po_distill.records import Completion, EvaluationReport
+from po_distill.reporting import evaluation_plots, evaluation_sections, failure_sections, plots
+from po_distill.reporting.case_list import CaseList
+from po_distill.reporting.evaluation_sections import beside, joined
+from po_distill.reporting.foreign_text import for_page
+from po_distill.reporting.markdown import outcome_of
+from po_distill.reporting.page import figure
 
-_RIGHT = ' class="right"'  # a cell where planted and answered agree
+_SCRIPT = "report_page.js"
+_STYLES = ("page.css", "report_page.css")
 
 
 def render_html(report: EvaluationReport, completions: Mapping[str, Sequence[Completion]] | None = None) -> str:
-    """The report as a page. With the candidates' completions, every case can be opened and read.
+    """The report as a page. With the candidates' completions, every answer can be opened and read.
 
-    Without matplotlib (extra `report`) the page says what is missing in place of the plots.
+    The verdict is on top, then figures and plots, then the cases, which can be filtered and held against each other;
+    without JavaScript they are a list that opens. Without matplotlib (extra `report`) the page says what is missing in
+    place of the plots; no figure is in a plot alone. Texts of models and of other people are shown and do nothing: all
+    are escaped, and the page's policy forbids any script but its own.
     """
+    cases = CaseList(report, completions or {})
+    drawn, note = _plots(report)
+    say = evaluation_sections
     sections = (
-        section("Figures", _main_table(report)),
-        section("Plots", _plots(report)),
-        section("Verdict accuracy per class", _classes(report)),
-        section("What was answered for which class", _matrices(report)),
-        section("Violations", _violations(report)),
-        section("Cases", _cases(report, completions or {})),
-        section("How it was measured", _method(report)),
-        section("Artifacts", _artifacts(report)),
+        ("figures", "Candidates", note + beside(drawn["figures"], say.candidates(report))),
+        ("differences", "Differences to the reference", beside(drawn["differences"], say.differences(report))),
+        ("observations", "Observations", say.findings(report, cases.numbers)),
+        ("slices", "Slices", beside(drawn["slices"], say.slices(report))),
+        (
+            "verdicts",
+            "What was answered for which class",
+            joined([beside(drawn["classes"], say.classes(report)), failure_sections.matrices(report)]),
+        ),
+        ("time", "Time of a call", joined([say.times(report), beside(drawn["time"], say.projections(report))])),
+        ("parts", "Parts of the metric", say.parts(report)),
+        ("failures", "Why answers fail", failure_sections.failures(report, cases.numbers)),
+        ("fields", "Items against the reference's", failure_sections.fields(report)),
+        ("violations", "Violations", failure_sections.violations(report)),
+        ("cases", "Cases", cases.render()),
+        ("method", "How it was measured", say.method(report)),
+        ("artifacts", "Artifacts", say.artifacts(report)),
     )
-    return document(
-        f"Evaluation of {report.role}",
-        _header(report),
-        sections,
-        f"Written by po_distill, {escape(report.created_at)}.",
-    )
+    shown = [(name, title, body) for name, title, body in sections if body]
+    return _document(report, _header(report, [(name, title) for name, title, _ in shown]), shown)
 
 
-def _header(report: EvaluationReport) -> str:
-    passed = report.verdict.passed
-    outcome = f'<span class="{"passed" if passed else "failed"}">{"accepted" if passed else "not accepted"}</span>'
-    labels = ", ".join(f"{count} {escape(label)}" for label, count in report.labels.items())
-    reasons = []
-    for reason in report.verdict.reasons:
-        word, _, figure = reason.partition(": ")
-        reasons.append(f'<li><b class="{escape(word.replace(" ", "-"))}">{escape(word)}</b> {escape(figure)}</li>')
+def _header(report: EvaluationReport, contents: Sequence[tuple[str, str]]) -> str:
+    who, said = outcome_of(report)
+    decided = report.verdict.decided
+    labels = ", ".join(f"{count} {for_page(label)}" for label, count in report.labels.items())
+    gate = f" by the gate {for_page(report.verdict.gate)}" if report.verdict.gate else ""
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in contents)
     return (
-        f"<h1>Evaluation of the role {escape(report.role)}</h1>\n"
-        f'<p class="outcome">The student is {outcome}.</p>\n<ul class="reasons">{"".join(reasons)}</ul>\n'
-        f'<p class="soft">{report.cases} held-out cases: {labels}.</p>'
+        f"<h1>Evaluation of the role {for_page(report.role)}</h1>\n"
+        f'<p class="outcome banner {decided}-banner">{evaluation_sections.outcome(decided)}: {for_page(who)} is '
+        f"{said}{gate}.</p>\n"
+        f'<p class="soft">n = {report.cases} held-out cases: {labels}.</p>\n{evaluation_sections.rules(report)}\n'
+        f'<nav aria-label="Contents"><ul class="contents">{links}</ul></nav>'
     )
 
 
-def _main_table(report: EvaluationReport) -> str:
-    figures = _table(["", *map(title_of, report.candidates)], main_rows(report))
-    stand_ins = [c.name for c in report.candidates if c.stand_in]
-    note = f'<p class="soft">Stand-in: rules answered in place of a model ({escape(", ".join(stand_ins))}).</p>'
-    return figures + (note if stand_ins else "")
-
-
-def _plots(report: EvaluationReport) -> str:
+def _plots(report: EvaluationReport) -> tuple[dict[str, list[str]], str]:
+    """The plots by section, and a note where there can be none."""
+    drawn: dict[str, list[str]] = {name: [] for name in ("figures", "differences", "slices", "classes", "time")}
     try:
-        drawn = (
-            ("Scores", plots.score_distribution(report.candidates)),
-            ("Accuracy per class", plots.class_accuracy(report.candidates)),
-            ("Time per call", plots.call_time(report.candidates)),
-        )
+        _add(drawn["figures"], "Scores", plots.score_distribution(report.candidates))
+        reference = next((c for c in report.candidates if c.name == report.reference), None)
+        for number, candidate in enumerate(report.candidates):
+            if reference is not None:
+                title = f"{for_page(candidate.name)} less {for_page(reference.name)}, concept by concept"
+                svg = evaluation_plots.paired_differences(candidate, reference, number)
+                _add(drawn["differences"], title, svg)
+        _add(drawn["slices"], "Metric by slice", evaluation_plots.slice_scores(report.candidates))
+        _add(drawn["classes"], "Accuracy per class", plots.class_accuracy(report.candidates))
+        _add(drawn["time"], "Time per call", plots.call_time(report.candidates))
     except MissingExtraError as error:
-        return f'<p class="soft">{escape(error.problem)} {escape(error.fix)}</p>'
-    figures = (figure(title, svg) for title, svg in drawn if svg)
-    return f'<div class="plots">{"".join(figures)}</div>'
+        told = f'<p class="soft">{for_page(error.problem)} {for_page(error.fix)}</p>'
+        return {name: [] for name in drawn}, told
+    return drawn, ""
 
 
-def _classes(report: EvaluationReport) -> str:
-    labels = sorted({label for c in report.candidates for label in c.verdicts})
-    rows = []
-    for label in labels:
-        found = [c.verdicts.get(label) for c in report.candidates]
-        rows.append((label, [share(v.right / v.cases, v.cases) if v else "" for v in found]))
-    return _table(["Planted class", *map(title_of, report.candidates)], rows) if labels else ""
+def _add(drawn: list[str], title: str, svg: str | None) -> None:
+    if svg:
+        drawn.append(figure(title, svg))
 
 
-def _matrices(report: EvaluationReport) -> str:
-    drawn = [_matrix(c) for c in report.candidates if c.confusion]
-    return f'<div class="matrices">{"".join(drawn)}</div>' if drawn else ""
-
-
-def _matrix(candidate: CandidateResult) -> str:
-    answered = list(next(iter(candidate.confusion.values())))
-    head = "".join(f'<th scope="col">{breakable(label)}</th>' for label in answered)
-    rows = "".join(
-        f'<tr><th scope="row">{breakable(label)}</th>'
-        + "".join(f"<td{_RIGHT if name == label else ''}>{counts[name]}</td>" for name in answered)
-        + "</tr>"
-        for label, counts in candidate.confusion.items()
-    )
+def _document(report: EvaluationReport, header: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    script = _read(_SCRIPT)
+    style = "".join(map(_read, _STYLES))
+    body = "".join(f'<section id="{name}">\n<h2>{title}</h2>\n{told}\n</section>\n' for name, title, told in sections)
     return (
-        f'<div><h3>{escape(title_of(candidate))}</h3><div class="scroll"><table><thead><tr>'
-        f'<th scope="col">planted</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>Evaluation of {for_page(report.role)}: {report.verdict.decided}</title>\n<style>\n{style}</style>\n"
+        '</head>\n<body>\n<a class="skip" href="#cases">Skip to the cases</a>\n'
+        f'<header>\n{header}\n</header>\n<main>\n{body}</main>\n<footer id="digests">\n'
+        f'{evaluation_sections.digests(report)}\n<p class="soft">Written by po_distill, '
+        f"{for_page(report.created_at)}.</p>\n</footer>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
-def _violations(report: EvaluationReport) -> str:
-    kinds = sorted(
-        {kind for c in report.candidates for kind in c.violations},
-        key=lambda kind: (-max(c.violations.get(kind, 0) for c in report.candidates), kind),
-    )
-    if not kinds:
-        return "<p>None.</p>"
-    rows = [(kind, [str(c.violations.get(kind, 0)) for c in report.candidates]) for kind in kinds]
-    return _table(["Answers that show it", *map(title_of, report.candidates)], rows)
-
-
-def _cases(report: EvaluationReport, completions: Mapping[str, Sequence[Completion]]) -> str:
-    """Every case, those where the student did worst first, the answers side by side."""
-    chosen, ordered = worst_cases(report, most=report.cases)
-    results = {c.name: {result.concept_id: result for result in c.results} for c in report.candidates}
-    texts = {name: {c.concept.concept_id: c for c in given} for name, given in completions.items()}
-    drawn = (_case(case, report.candidates, results, texts) for case in ordered)
-    return f'<p class="soft">Those first where {escape(chosen.name)} did worst.</p>\n{"".join(drawn)}'
-
-
-def _case(
-    case: CaseResult,
-    candidates: Sequence[CandidateResult],
-    results: Mapping[str, Mapping[str, CaseResult]],
-    texts: Mapping[str, Mapping[str, Completion]],
-) -> str:
-    scores = "".join(
-        f"<span>{escape(c.name)} {counted(results[c.name][case.concept_id].score):.3f}</span>"
-        for c in candidates
-        if case.concept_id in results[c.name]
-    )
-    known = next((given[case.concept_id] for given in texts.values() if case.concept_id in given), None)
-    asked = ""
-    if known:
-        asked = (
-            f"<h3>Concept</h3><p>{escape(known.concept.concept)}</p>"
-            f"<h3>Requirements</h3><pre>{escape(known.concept.requirements_yaml)}</pre>"
-        )
-    answers = "".join(
-        _answer(c, results[c.name][case.concept_id], texts.get(c.name, {}).get(case.concept_id))
-        for c in candidates
-        if case.concept_id in results[c.name]
-    )
+def _policy(script: str) -> str:
+    """Nothing is loaded, nothing is sent, no text becomes HTML, and no script runs but the one of this digest."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        f"<details><summary><code>{escape(case.concept_id)}</code>"
-        f'<span class="soft">planted: {escape(case.expected_label or "nothing")}</span>{scores}</summary>'
-        f'<div class="case">{asked}<div class="answers">{answers}</div></div></details>\n'
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 
-def _answer(candidate: CandidateResult, result: CaseResult, completion: Completion | None) -> str:
-    violations = "".join(
-        f"<li>{escape(violation.kind)}: {escape(violation.detail)}</li>" for violation in result.score.violations
-    )
-    text = f"<pre>{escape(completion.text) or '(nothing)'}</pre>" if completion else ""
-    return (
-        f"<div><h3>{escape(title_of(candidate))}: {escape(answered_label(result.score))}</h3>"
-        f'<p class="soft">metric {counted(result.score):.3f}, finish {escape(result.finish)}, '
-        f"{seconds(result.usage.latency_s)} s, {result.usage.completion_tokens} tokens</p>"
-        f'<ul class="violations">{violations}</ul>{text}</div>'
-    )
-
-
-def _method(report: EvaluationReport) -> str:
-    generation = report.generation
-    sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
-    pairs = [
-        ("Cases", f"{report.cases} held-out concepts, the same prompt for all"),
-        ("Prompt contract", f"{report.contract.role}/{report.contract.name}, {report.contract.digest[:19]}"),
-        ("Decoding", f"{sampling}, at most {generation.max_tokens} tokens; recorded answers as they were recorded"),
-        ("Valid", "production can read the answer as it stands; in the metric an invalid answer counts 0"),
-        ("Balanced accuracy", "the mean over the planted classes of the share that was recognised"),
-        *((title_of(candidate), candidate.model) for candidate in report.candidates),
-    ]
-    return _list(pairs)
-
-
-def _artifacts(report: EvaluationReport) -> str:
-    return _list(report.artifacts.items()) if report.artifacts else ""
-
-
-def _list(given: Iterable[tuple[str, str]]) -> str:
-    return pairs((name, escape(value)) for name, value in given)
-
-
-def _table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    return table([escape(cell) for cell in header], ((name, [escape(cell) for cell in cells]) for name, cells in rows))
+def _read(name: str) -> str:
+    return files("po_distill.reporting").joinpath(name).read_text(encoding="utf-8")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from po_distill.records import CandidateResult, CaseResult, EvaluationReport
+from po_distill.reporting import comparison_tables as tables
+from po_distill.reporting.comparison_tables import markdown_table as _table
 from po_distill.reporting.figures import answered_label, counted
 from po_distill.reporting.foreign_text import for_markdown
 
@@ -16,12 +16,22 @@ def render_markdown(report: EvaluationReport) -> str:
     sections = (
         _head(report),
         _main_table(report),
+        tables.differences(report),
+        tables.observations(report),
+        tables.recommendations(report),
+        tables.judgements(report),
+        tables.parts(report),
+        tables.slices(report),
         _classes(report),
         _confusion(report),
+        tables.failures(report),
+        tables.changes(report),
         _violations(report),
         _worst_cases(report),
+        tables.times(report),
         _method(report),
         _artifacts(report),
+        tables.digests(report),
         _verdict(report),
     )
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -37,7 +47,34 @@ def main_rows(report: EvaluationReport) -> list[tuple[str, list[str]]]:
         ("Verdict balanced accuracy", [_optional(c.verdict_balanced_accuracy) for c in every]),
         ("Seconds per call, median", [seconds(c.seconds_per_call) for c in every]),
         ("Seconds per call, 95th percentile", [seconds(c.seconds_per_call_p95) for c in every]),
+        ("Metric had format faults been repaired", [_optional(c.repaired_mean) for c in every]),
+        ("Standard deviation of the metric", [f"{c.score_std:.3f}" for c in every]),
+        *_after_retries(report),
+        ("Cases", [str(c.cases) for c in every]),
     ]
+
+
+def _after_retries(report: EvaluationReport) -> list[tuple[str, list[str]]]:
+    if not any(c.retried for c in report.candidates):
+        return []
+    return [
+        (
+            "Valid answers after retries",
+            [
+                share(
+                    c.valid_share_after_retries if c.valid_share_after_retries is not None else c.valid_share, c.cases
+                )
+                for c in report.candidates
+            ],
+        )
+    ]
+
+
+def outcome_of(report: EvaluationReport) -> tuple[str, str]:
+    """(who was judged, what the gate says): ("The student", "accepted")."""
+    said = {"passed": "accepted", "failed": "not accepted", "undecided": "undecided: not accepted"}
+    name = report.verdict.candidate or "student"
+    return "The student" if name == "student" else name, said[report.verdict.decided]
 
 
 def title_of(candidate: CandidateResult) -> str:
@@ -56,18 +93,19 @@ def seconds(value: float) -> str:
 
 
 def worst_cases(report: EvaluationReport, most: int = _WORST) -> tuple[CandidateResult, list[CaseResult]]:
-    """The student (or the first candidate) and the cases to read first: invalid, then of the wrong class, then weak."""
-    chosen = next((c for c in report.candidates if c.name == "student"), report.candidates[0])
+    """The judged candidate and the cases to read first: invalid, then of the wrong class, then weak."""
+    chosen = report.judged
 
     def gravity(result: CaseResult) -> tuple[bool, bool, float, float, str]:
-        right = result.expected_label in (None, answered_label(result.score))
+        right = (result.expected_label or result.reference_label) in (None, answered_label(result.score))
         return (result.score.valid, right, counted(result.score), result.score.value, result.concept_id)
 
     return chosen, sorted(chosen.results, key=gravity)[:most]
 
 
 def _head(report: EvaluationReport) -> str:
-    outcome = "The student is **accepted**." if report.verdict.passed else "The student is **not accepted**."
+    who, said = outcome_of(report)
+    outcome = f"{for_markdown(who)} is **{said}**."
     labels = ", ".join(f"{count} {for_markdown(label)}" for label, count in report.labels.items())
     return f"# Evaluation of the role {for_markdown(report.role)}\n\n{outcome} {report.cases} held-out cases: {labels}."
 
@@ -92,16 +130,13 @@ def _classes(report: EvaluationReport) -> str:
 
 
 def _confusion(report: EvaluationReport) -> str:
+    planted = [(c, c.confusion, "Planted") for c in report.candidates if c.confusion]
+    against = [(c, c.reference_confusion, "Reference") for c in report.candidates if c.reference_confusion]
     parts = []
-    for candidate in report.candidates:
-        if not candidate.confusion:
-            continue
-        answered = list(next(iter(candidate.confusion.values())))
-        rows = [
-            [for_markdown(label), *(str(counts[name]) for name in answered)]
-            for label, counts in candidate.confusion.items()
-        ]
-        header = ["Planted \\ answered", *map(for_markdown, answered)]
+    for candidate, confusion, whose in planted or against:
+        answered = list(next(iter(confusion.values())))
+        rows = [[for_markdown(label), *(str(counts[name]) for name in answered)] for label, counts in confusion.items()]
+        header = [f"{whose} \\ answered", *map(for_markdown, answered)]
         parts.append(f"### {for_markdown(title_of(candidate))}\n\n{_table(header, rows)}")
     return "## What was answered for which class\n\n" + "\n\n".join(parts) if parts else ""
 
@@ -159,18 +194,10 @@ def _artifacts(report: EvaluationReport) -> str:
 
 
 def _verdict(report: EvaluationReport) -> str:
-    outcome = "accepted" if report.verdict.passed else "not accepted"
+    _, outcome = outcome_of(report)
     reasons = "\n".join(f"- {for_markdown(reason, longest=None)}" for reason in report.verdict.reasons)
-    return f"## Verdict: {outcome}\n\n{reasons}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(header) - 1)] if all(_numeric(row) for row in rows) else ["---"] * len(header)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ruler, *rows))
-
-
-def _numeric(row: Sequence[str]) -> bool:
-    return all(not cell or cell[0].isdigit() or cell == "–" for cell in row[1:])
+    gate = f"\n\nBy the gate {for_markdown(report.verdict.gate)}." if report.verdict.gate else ""
+    return f"## Verdict: {outcome}\n\n{tables.rules_table(report) or reasons}{gate}"
 
 
 def _optional(value: float | None) -> str:

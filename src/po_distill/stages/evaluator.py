@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from po_distill import plugins
-from po_distill.artifacts import digest_file, now, parse_record, read_jsonl, write_json, write_jsonl, write_text
-from po_distill.calls import Caller, Retries
-from po_distill.errors import ContractMismatchError, InputError, ProviderError, SettingsError
-from po_distill.held_out import content, listed, read_cases, refuse_leaks, stratified
+from po_distill.artifacts import now, write_json, write_jsonl, write_text
+from po_distill.calls import Retries
+from po_distill.candidate_asking import CandidateAsking
+from po_distill.candidates import (
+    Candidate,
+    Cases,
+    check_names,
+    file_digest,
+    held_out_cases,
+    recorded_answers,
+    source_digests,
+)
+from po_distill.errors import SettingsError
+from po_distill.gate_rules import GateRules, read_gate
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
-from po_distill.progress import progress, say
+from po_distill.judging import judge_answers
+from po_distill.meaning import Meaning, open_meaning
+from po_distill.metric import load_metric, self_test
+from po_distill.paired_comparison import compare
+from po_distill.progress import progress
+from po_distill.rating import Answered, Rater
+from po_distill.recorded_answers import Tries
 from po_distill.records import (
     CandidateResult,
+    CaseResult,
     Completion,
     Concept,
     EvaluationReport,
     GenerationSettings,
     ProviderSettings,
-    Request,
-    Score,
-    Usage,
-    Violation,
 )
-from po_distill.reporting.acceptance import judge
-from po_distill.reporting.figures import candidate_result
+from po_distill.reporting.acceptance import judge, judged_name
+from po_distill.reporting.figures import candidate_result, clusters_of, counted, slices_of
 from po_distill.reporting.html import render_html
 from po_distill.reporting.markdown import render_markdown
-from po_distill.source_rows import answer_of, concept_of
-
-Candidate: TypeAlias = ProviderSettings | Path | str | Sequence[Completion]
-"""Whom to judge: a provider to ask, or recorded completions (a JSONL file, or the records themselves)."""
+from po_distill.reporting.observations import observations, recommendations
+from po_distill.reporting.projections import Work, projections
+from po_distill.row_stream import looked_at
 
 _GENERATION = GenerationSettings(temperature=0.0, max_tokens=4096)
 _RETRIES = Retries()
+_TEACHER = "teacher"
 
 
 class Evaluator:
     """Judges candidates on the same held-out concepts, by the role's metric and as production reads them.
 
-    `subset` takes so many of the cases, equally many of each planted label. `train_path` names what the student
-    learned from: a case that is in there stops the run. Completions are kept in `folder`, journalled
-    as they come, so a run that was killed asks only for what is missing. `report_path` is the Markdown
-    report; the same as a page lies beside it as `.html`, as data as `.json`. None writes no report.
+    `subset` takes so many of the cases, equally many of each verdict and in it of each tier, and all that are watched.
+    `train_path` names what the student learned from: a case that is in there stops the run. `tries` is how often a
+    candidate is asked until production can read its answer; what is judged is the first try. `gate` names the rules of
+    the verdict: `production` (where there is a reference) or `basic` (where there is none), or a YAML file.
+    `min_valid_share` takes the place of the gate's own. `watch` names concepts known to be hard, by default the role's.
+    `metric` is a `package.module:function` in place of the role's own. `meaning` names what compares meanings
+    (`po_distill.embeddings`), or is None. `judged_by` is a model that compares answers with the reference's.
+
+    Completions are kept in `folder`, journalled as they come, so a run that was killed asks only for what is missing.
+    `report_path` is the Markdown report; the same as a page lies beside it as `.html`, as data as `.json`. None writes
+    no report. Equal completions, settings and `seed` give equal figures.
     """
 
     def __init__(
@@ -60,14 +77,24 @@ class Evaluator:
         subset: int | None = None,
         generation: GenerationSettings = _GENERATION,
         concurrency: int = 1,
-        min_valid_share: float = 0.8,
+        tries: int = 1,
+        interleaved: bool = True,
+        gate: str | Path | GateRules | None = None,
+        min_valid_share: float | None = None,
+        watch: Sequence[str] | None = None,
+        metric: str | None = None,
+        meaning: str | None = "words",
         train_path: Path | str | None = None,
         folder: Path | str = "artifacts/evaluation",
         report_path: Path | str | None = "docs/po_distillation_report.md",
         log_path: Path | str | None = "logs/distillation/evaluation_calls.log",
         retries: Retries = _RETRIES,
+        works: Sequence[Work] = (),
+        judged_by: ProviderSettings | None = None,
+        workers: int | None = None,
+        seed: int = 0,
     ) -> None:
-        for name, value in (("subset", subset), ("concurrency", concurrency)):
+        for name, value in (("subset", subset), ("concurrency", concurrency), ("tries", tries)):
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}; it has to be at least 1.", "Give a positive number.")
         if not isinstance(role, str) and (contract or prompt):
@@ -77,198 +104,214 @@ class Evaluator:
         opened: Role = plugins.load("roles", role)(contract=contract, prompt=prompt) if isinstance(role, str) else role
         self.role = opened
         self._subset, self._generation, self._concurrency = subset, generation, concurrency
+        self._tries, self._interleaved, self._gate = tries, interleaved, gate
         self._min_valid_share, self._train_path = min_valid_share, train_path
+        self._watch = frozenset(watch if watch is not None else getattr(opened, "watch", ()))
+        self._meaning: Meaning | None = open_meaning(meaning) if meaning else None
+        self._metric = load_metric(metric) if metric else None
+        self._rater = Rater(opened, metric=self._metric, meaning=self._meaning)
         self._folder, self._log_path, self._retries = Path(folder), log_path, retries
         self._report_path = Path(report_path) if report_path else None
+        self._works, self._judged_by, self._workers, self._seed = tuple(works), judged_by, workers, seed
 
     def evaluate(
         self,
-        cases: Path | str | Sequence[Concept],
+        cases: Cases,
         candidates: Mapping[str, Candidate],
         *,
+        reference: str | None = None,
+        production: str | None = None,
         artifacts: Mapping[str, str] | None = None,
     ) -> EvaluationReport:
         """The report on the candidates, written to `report_path` too.
 
-        `cases` are concepts, or a JSONL file of Concept, Example or Completion rows. The candidates named
-        base, student and teacher are compared by the acceptance gate; any other is shown beside them.
-        `artifacts` (name -> path) are listed in the report. Raises InputError where a case was trained on or a
-        recorded candidate misses one, and ContractMismatchError where it answered another prompt.
+        `cases` are concepts, or a file of Concept, Example or Completion rows; None takes what the reference, else the
+        first recorded candidate, was asked. `reference` (by default the candidate named teacher) is what the others
+        are held against, `production` the model that is in use now. The verdict is on the candidate named student,
+        else on the first that is neither of these. `artifacts` (name -> path) are listed in the report. Raises
+        InputError where a case was trained on or a recorded candidate misses one, and ContractMismatchError where it
+        answered another prompt.
         """
-        self.role.self_test()
-        held_out = self._held_out(cases)
-        _check_names(candidates)
-        # What can be refused is refused before the first call is made.
-        recorded = {
-            name: self._recorded(name, candidate, held_out)
-            for name, candidate in candidates.items()
-            if not isinstance(candidate, ProviderSettings)
-        }
-        answers: dict[str, list[Completion]] = {}
-        with Journal(self._folder / "journal.sqlite") as journal:
-            for name, candidate in candidates.items():
-                if isinstance(candidate, ProviderSettings):
-                    answers[name] = self._ask(name, candidate, held_out, journal)
-                else:
-                    answers[name] = recorded[name]
-                write_jsonl(self._completions_path(name), answers[name])
-        scored = {name: self._score(name, completions) for name, completions in answers.items()}
-        report = self._report(held_out, scored, artifacts or {}, _digest_of(candidates.get("student")))
-        self._write(report, scored)
+        self_test(self.role, self._metric)
+        reference = reference or (_TEACHER if _TEACHER in candidates else None)
+        check_names(candidates, reference, production)
+        rules, gate = self._rules(reference)  # a rule that is mistyped is told before anybody is asked
+        held_out = held_out_cases(
+            cases,
+            candidates,
+            reference,
+            self.role,
+            subset=self._subset,
+            watch=self._watch,
+            train_path=self._train_path,
+        )
+        answers = self._answers(candidates, held_out)
+        results = self._rated(answers, reference, production, rules.margin)
+        if self._judged_by is not None and reference is not None:
+            results = self._with_judgements(results, answers, reference, self._judged_by)
+        report = self._report(
+            held_out,
+            results,
+            rules,
+            gate,
+            reference=reference,
+            production=production,
+            artifacts=artifacts or {},
+            candidates=candidates,
+            cases=cases,
+        )
+        self._write(report, _scored(answers, results))
         return report
-
-    def _held_out(self, cases: Path | str | Sequence[Concept]) -> list[Concept]:
-        concepts = read_cases(cases, self.role) if isinstance(cases, (str, Path)) else list(cases)
-        if not concepts:
-            raise InputError("There are no held-out concepts to evaluate on.", "Give at least one.")
-        twice = [name for name, count in Counter(concept.concept_id for concept in concepts).items() if count > 1]
-        if twice:
-            raise InputError(f"Held-out concepts share their ids: {listed(twice)}.", "Give each an id of its own.")
-        for concept in concepts:
-            self.role.check(concept)
-        if self._train_path is not None:
-            refuse_leaks(concepts, self._train_path, self.role)
-        return stratified(concepts, self._subset)
 
     # --- completions ----------------------------------------------------------------------------
 
-    def _ask(self, name: str, settings: ProviderSettings, cases: list[Concept], journal: Journal) -> list[Completion]:
-        caller = Caller(
-            settings, self.role, journal, most=self._concurrency, log_path=self._log_path, retries=self._retries
-        )
-        if caller.tally.in_doubt:
-            say(f"{caller.tally.in_doubt} calls of an earlier run are in doubt; they are asked again.")
-        completions = []
-
-        async def answer(concept: Concept) -> Completion:
-            return await self._answer(concept, settings, caller)
-
-        with (
-            progress(f"Asking {name}", len(cases), "cases") as advance,
-            closing(caller.stream(cases, answer, self._concurrency, in_order=True)) as results,
-        ):
-            for completion in results:
-                completions.append(completion)
-                advance(1, note=f"{completion.usage.latency_s:.1f} s a call")
-        return completions
-
-    async def _answer(self, concept: Concept, settings: ProviderSettings, caller: Caller) -> Completion:
-        request = Request(messages=self.role.render(concept), generation=self._generation, concept=concept)
-        digest = self.role.contract.digest
-        try:
-            answered = await caller.ask(request)
-        except ProviderError as error:
-            if error.fault not in ("bad_answer", "blocked"):
-                raise
-            # No answer is an answer that production cannot read.
-            return Completion(
-                concept=concept,
-                text="",
-                model=settings.model or settings.provider,
-                provider=settings.provider,
-                contract_digest=digest,
-                finish=error.fault,
-                created_at=now(),
-            )
-        response = answered.response
-        return Completion(
-            concept=concept,
-            text=response.text,
-            model=response.model,
-            provider=settings.provider,
-            contract_digest=digest,
-            finish=response.finish,
-            usage=response.usage,
-            stand_in=response.stand_in,
-            created_at=answered.answered_at,
-        )
-
-    def _recorded(
-        self, name: str, candidate: Path | str | Sequence[Completion], cases: list[Concept]
-    ) -> list[Completion]:
-        """The recorded completions of the cases, in their order."""
-        source = str(candidate) if isinstance(candidate, (str, Path)) else f"the completions of {name}"
-        given = self._read_completions(candidate) if isinstance(candidate, (str, Path)) else candidate
-        found: dict[tuple[str, str], Completion] = {}
-        for completion in given:
-            found.setdefault(content(completion.concept), completion)
-        missing = [case.concept_id for case in cases if content(case) not in found]
-        if missing:
-            raise InputError(
-                f"The candidate {name!r} ({source}) has no completion for {len(missing)} of {len(cases)} held-out "
-                f"concepts: {listed(missing)}.",
-                "Record them, or leave the concepts or the candidate out.",
-            )
-        # The case's own record: its planted label may be missing where the answer was recorded.
-        chosen = [found[content(case)].model_copy(update={"concept": case, "score": None}) for case in cases]
-        other = next((c for c in chosen if c.contract_digest != self.role.contract.digest), None)
-        if other:
-            raise ContractMismatchError(
-                f"The candidate {name!r} ({source}) answered {other.concept.concept_id} under the prompt contract "
-                f"{other.contract_digest[:19]}; this evaluation asks under {self.role.contract.digest[:19]}.",
-                "Record it again under this contract, or evaluate with its --contract and --prompt.",
-            )
-        return chosen
-
-    def _read_completions(self, path: Path | str) -> list[Completion]:
-        return [self._completion(row, f"{path}, line {number}", Path(path)) for number, row in read_jsonl(path)]
-
-    def _completion(self, row: dict[str, Any], where: str, path: Path) -> Completion:
-        if "contract_digest" in row:
-            return parse_record(row, Completion, where)
-        text = answer_of(row, self.role)
-        # Rows of other tools name no contract: that they were asked the same is for the user to know.
-        return Completion(
-            concept=concept_of(row, where, self.role),
-            text=text or "",
-            model=str(row.get("model") or path.name),
-            provider="recorded",
-            contract_digest=self.role.contract.digest,
-            usage=Usage(
-                latency_s=float(row.get("latency_s") or 0.0),
-                prompt_tokens=int(row.get("prompt_tokens") or 0),
-                completion_tokens=int(row.get("completion_tokens") or 0),
-            ),
-        )
+    def _answers(self, candidates: Mapping[str, Candidate], cases: list[Concept]) -> dict[str, list[Tries]]:
+        """Every candidate's answers, kept as completions. What can be refused is refused before the first call."""
+        answers = {
+            name: recorded_answers(name, candidate, cases, self.role)
+            for name, candidate in candidates.items()
+            if not isinstance(candidate, ProviderSettings)
+        }
+        live = {name: one for name, one in candidates.items() if isinstance(one, ProviderSettings)}
+        if live:
+            with Journal(self._folder / "journal.sqlite") as journal:
+                asking = CandidateAsking(
+                    self.role,
+                    journal,
+                    generation=self._generation,
+                    concurrency=self._concurrency,
+                    tries=self._tries,
+                    interleaved=self._interleaved,
+                    log_path=self._log_path,
+                    retries=self._retries,
+                )
+                answers |= asking.ask(live, cases)
+        answers = {name: answers[name] for name in candidates}
+        for name, found in answers.items():
+            write_jsonl(self._completions_path(name), (one for tries in found for one in tries.answers))
+        return answers
 
     def _completions_path(self, name: str) -> Path:
         return self._folder / f"{name}.completions.jsonl"
 
-    # --- scores and report ----------------------------------------------------------------------
+    # --- scores ---------------------------------------------------------------------------------
 
-    def _score(self, name: str, completions: list[Completion]) -> list[Completion]:
-        scored = []
-        with progress(f"Scoring {name}", len(completions), "answers") as advance:
-            for completion in completions:
-                score = self.role.score(completion.concept, completion.text)
-                if not completion.text.strip():
-                    score = _without_answer(score, completion.finish)
-                scored.append(completion.model_copy(update={"score": score}))
+    def _rated(
+        self, answers: Mapping[str, list[Tries]], reference: str | None, production: str | None, margin: float
+    ) -> dict[str, CandidateResult]:
+        """The figures of all candidates, the reference's first, since the others are held against it."""
+        measure: dict[str, tuple[str, CaseResult]] = {}
+        results: dict[str, CandidateResult] = {}
+        for name in sorted(answers, key=lambda name: name != reference):
+            cases = self._cases_rated(name, answers[name], measure)
+            firsts = [tries.first for tries in answers[name]]
+            results[name] = candidate_result(name, firsts, cases)
+            if name == reference:
+                measure = {case.concept_id: (one.text, case) for one, case in zip(firsts, cases, strict=True)}
+        scores = {
+            name: {case.concept_id: counted(case.score) for case in result.results} for name, result in results.items()
+        }
+        differences = compare(scores, reference, margin=margin, seed=self._seed) if reference else {}
+        against, used = results.get(reference or ""), results.get(production or "")
+        return {
+            name: results[name].model_copy(
+                update={
+                    "difference": differences.get(name),
+                    "slices": slices_of(results[name], against, used),
+                    "clusters": clusters_of(results[name], against if name != reference else None),
+                }
+            )
+            for name in answers
+        }
+
+    def _cases_rated(
+        self, name: str, answers: Sequence[Tries], measure: Mapping[str, tuple[str, CaseResult]]
+    ) -> list[CaseResult]:
+        def item(tries: Tries) -> Answered:
+            concept_id = tries.first.concept.concept_id
+            text, case = measure.get(concept_id, (None, None))
+            return Answered(tries, concept_id in self._watch, text, case.score if case else None)
+
+        found = []
+        with progress(f"Scoring {name}", len(answers), "answers") as advance:
+            for case in looked_at(map(item, answers), self._rater.rate, workers=self._workers):
+                found.append(case)
                 advance()
-        return scored
+        return found
+
+    def _with_judgements(
+        self,
+        results: Mapping[str, CandidateResult],
+        answers: Mapping[str, list[Tries]],
+        reference: str,
+        settings: ProviderSettings,
+    ) -> dict[str, CandidateResult]:
+        found = judge_answers(
+            {name: [tries.first for tries in given] for name, given in answers.items()},
+            reference,
+            settings,
+            self.role,
+            journal=self._folder / "judge.sqlite",
+            concurrency=self._concurrency,
+            log_path=self._log_path,
+            retries=self._retries,
+        )
+        return {name: one.model_copy(update={"judgement": found.get(name)}) for name, one in results.items()}
+
+    # --- report ---------------------------------------------------------------------------------
+
+    def _rules(self, reference: str | None) -> tuple[GateRules, str]:
+        if isinstance(self._gate, GateRules):
+            return self._gate, "given"
+        name = str(self._gate or ("production" if reference else "basic"))
+        return read_gate(name), name
 
     def _report(
         self,
-        cases: list[Concept],
-        scored: Mapping[str, list[Completion]],
+        held_out: list[Concept],
+        results: Mapping[str, CandidateResult],
+        rules: GateRules,
+        gate: str,
+        *,
+        reference: str | None,
+        production: str | None,
         artifacts: Mapping[str, str],
-        student_digest: str | None,
+        candidates: Mapping[str, Candidate],
+        cases: Cases,
     ) -> EvaluationReport:
-        results: dict[str, CandidateResult] = {
-            name: candidate_result(name, completions) for name, completions in scored.items()
-        }
-        kept = {f"completions of {name}": str(self._completions_path(name)) for name in scored}
-        return EvaluationReport(
+        kept = {f"completions of {name}": str(self._completions_path(name)) for name in results}
+        asked = any(isinstance(candidate, ProviderSettings) for candidate in candidates.values())
+        report = EvaluationReport(
             role=self.role.name,
             contract=self.role.contract,
-            cases=len(cases),
-            labels=dict(sorted(Counter(case.planted_label or "not planted" for case in cases).items())),
+            cases=len(held_out),
+            labels=dict(sorted(Counter(case.planted_label or "not planted" for case in held_out).items())),
             candidates=tuple(results.values()),
-            verdict=judge(results, min_valid_share=self._min_valid_share),
+            verdict=judge(
+                results,
+                rules=rules,
+                gate=gate,
+                min_valid_share=self._min_valid_share,
+                reference=reference,
+                production=production,
+            ),
             generation=self._generation,
             created_at=now(),
             artifacts={**artifacts, **kept, **self._report_files()},
-            student_digest=student_digest,
+            student_digest=file_digest(candidates.get(judged_name(candidates, reference, production) or "")),
+            reference=reference,
+            production=production,
+            tiers=dict(sorted(Counter(case.tier for case in held_out).items())),
+            watch=tuple(case.concept_id for case in held_out if case.concept_id in self._watch),
+            concurrency=self._concurrency,
+            interleaved=self._interleaved if asked else None,
+            seed=self._seed,
+            meaning_by=self._meaning.name if self._meaning and reference else None,
+            digests=source_digests(candidates, cases=cases, gate=self._gate),
+        )
+        report = report.model_copy(update={"projections": projections(report, self._works)})
+        return report.model_copy(
+            update={"observations": observations(report), "recommendations": recommendations(report)}
         )
 
     def _report_files(self) -> dict[str, str]:
@@ -288,24 +331,14 @@ class Evaluator:
         write_text(self._report_path, render_markdown(report))
 
 
-def _check_names(candidates: Mapping[str, Candidate]) -> None:
-    if not candidates:
-        raise InputError("There is nobody to evaluate.", "Give at least one candidate, such as student.")
-    for name in candidates:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise SettingsError(
-                f"A candidate cannot be named {name!r}: its completions go to a file of that name.",
-                "Use letters, digits, dots, dashes and underscores.",
-            )
-
-
-def _without_answer(score: Score, finish: str) -> Score:
-    violation = Violation(kind="no_answer", detail=f"the model answered nothing (finish: {finish})")
-    return score.model_copy(update={"valid": False, "violations": (violation, *score.violations)})
-
-
-def _digest_of(candidate: Candidate | None) -> str | None:
-    """The digest of the file that a candidate is; None where it is none."""
-    if not isinstance(candidate, ProviderSettings) or not candidate.model or not Path(candidate.model).is_file():
-        return None
-    return digest_file(candidate.model)
+def _scored(
+    answers: Mapping[str, Sequence[Tries]], results: Mapping[str, CandidateResult]
+) -> dict[str, list[Completion]]:
+    """The first tries with their scores."""
+    return {
+        name: [
+            tries.first.model_copy(update={"score": case.score})
+            for tries, case in zip(answers[name], results[name].results, strict=True)
+        ]
+        for name in answers
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -117,7 +118,7 @@ def _shape_faults(model: type[Any], document: Any, path: str) -> Iterable[Violat
     if not isinstance(document, Mapping):
         yield Violation(kind="wrong_type", detail=f"{path} is no mapping")
         return
-    for name, field in model.model_fields.items():
+    for name, field in _FIELDS[model].items():
         value = document.get(name)
         if name not in document:
             yield Violation(kind="missing_key", detail=f"{path}.{name}")
@@ -142,6 +143,7 @@ def find_blocks(text: str) -> tuple[str | None, dict[str, str]]:
     return contract, {name: block if isinstance(block, str) else yaml_of(block) for name, block in found.items()}
 
 
+@functools.lru_cache(maxsize=8)  # an answer is looked at several times, one after the other
 def _find(text: str) -> tuple[str | None, Mapping[str, str | dict[str, Any]]]:
     """(contract, YAML text or, in JSON, mapping by document)."""
     text = text.translate(_SPACES).replace("\r\n", "\n")
@@ -200,6 +202,12 @@ def yaml_of(document: Mapping[str, Any]) -> str:
         return yaml_of(json.loads(whole))
 
 
+@functools.lru_cache(maxsize=8)  # an answer is looked at several times, one after the other
+def parse_shared(text: str) -> Answer:
+    """As `parse_answer`; equal texts may give the same value, so it must not be changed."""
+    return parse_answer(text)
+
+
 def parse_answer(text: str) -> Answer:
     """The documents in an answer, in whatever contract, and what could not be read as they should be.
 
@@ -252,15 +260,22 @@ def inspect_answer(text: str) -> tuple[dict[str, int], dict[str, str]]:
     return counts, {"last_updated": day} if day else {}
 
 
+# pydantic makes the mapping anew each time that it is asked.
+_FIELDS: dict[type[Any], dict[str, Any]] = {
+    model: dict(model.model_fields) for model in (ProductVision, ProductOwnerReview, RequirementsAlignment)
+}
+
+
 def _repaired(model: type[Any], document: Mapping[Any, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in document.items():
         name = str(key)
-        field = model.model_fields.get(name)
+        field = _FIELDS[model].get(name)
         if field is None:
             result[name] = value
         elif field.annotation == list[str]:
-            result[name] = [plain_text(item) for item in as_items(value)]
+            items = as_items(value)
+            result[name] = items if all(type(item) is str for item in items) else [plain_text(item) for item in items]
         elif field.annotation is RequirementsAlignment:
             result[name] = _repaired(RequirementsAlignment, value) if isinstance(value, Mapping) else value
         elif value is not None and not isinstance(value, (Mapping, list)):

@@ -11,9 +11,15 @@ from pydantic import JsonValue
 from po_distill import safe_yaml
 from po_distill.errors import InputError, PODistillError, SettingsError
 from po_distill.interfaces import Documents
-from po_distill.records import Answer, Concept, Inspection, Message, PromptContract, Score, Violation
-from po_distill.roles.product_owner import concepts, rules
-from po_distill.roles.product_owner.answers import find_blocks, inspect_answer, parse_answer, production_faults
+from po_distill.records import Answer, Concept, Failure, Inspection, Message, PromptContract, Score, Violation
+from po_distill.roles.product_owner import concepts, failures, rules
+from po_distill.roles.product_owner.answers import (
+    find_blocks,
+    inspect_answer,
+    parse_answer,
+    parse_shared,
+    production_faults,
+)
 from po_distill.roles.product_owner.documents import (
     REVIEW,
     VISION,
@@ -104,8 +110,8 @@ class ProductOwnerRole:
         return "\n".join(f"```yaml {label}\n{text.strip()}\n```" for label, text in blocks if text)
 
     def parse(self, text: str) -> Answer:
-        """Read an answer in any contract; see `answers.parse_answer`."""
-        return parse_answer(text)
+        """Read an answer in any contract; see `answers.parse_answer`. The documents must not be changed."""
+        return parse_shared(text)
 
     def normalised(self, documents: Documents, *, stamp: str | None = None) -> dict[str, dict[str, Any]]:
         """The documents as `canonical` writes them; see `documents.normalised`."""
@@ -128,7 +134,7 @@ class ProductOwnerRole:
         """
         _, blocks = find_blocks(text)
         parts = metric_parts(concept.requirements_yaml, blocks.get(VISION), blocks.get(REVIEW))
-        answer = parse_answer(text)
+        answer = parse_shared(text)
         status = answer.documents.get(REVIEW, {}).get("status")
         faults = production_faults(text, self.contract.name)
         found = [*answer.violations, *gate_violations(concept.requirements_yaml, answer.documents), *faults]
@@ -163,6 +169,20 @@ class ProductOwnerRole:
         counts, values = inspect_answer(text)
         sentences = (description for _, description in list_requirements(concept.requirements_yaml))
         return Inspection(counts=counts, values=values, parts=tuple(filter(None, sentences)))
+
+    def attribute(
+        self, concept: Concept, text: str, *, score: Score, finish: str = "stop", expected: str | None = None
+    ) -> tuple[Failure, ...]:
+        """Why an answer with that score failed, the gravest cause first; see `failures.attribute`."""
+        return failures.attribute(concept, text, self.contract.name, score=score, finish=finish, expected=expected)
+
+    def repair(self, text: str) -> str | None:
+        """The answer unfolded and quoted, for the counterfactual alone; None where that changes nothing."""
+        return failures.repair(text, self.contract.name)
+
+    def coverage(self, concept: Concept, documents: Documents) -> float | None:
+        """The share of the requirements that the review deals with."""
+        return failures.coverage(concept, documents)
 
     def json_schema(self) -> dict[str, JsonValue]:
         """The JSON schema of both documents in one object."""
