@@ -27,7 +27,6 @@ import ctypes
 import hashlib
 import json
 import os
-import queue
 import shutil
 import statistics
 import subprocess
@@ -45,6 +44,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 RANK = 32
 SHARD_BYTES = 5_000_000_000
+COPIERS = 4  # threads of the plain copy; more are no quicker
 PEERS = ("peft", "convert", "quantize", "mergekit")
 OURS = ("ours_fp16", "ours_q4_0", "ours_both")
 ORDER = ("peft", "convert", "quantize", "mergekit", "floor", "ours_fp16", "ours_q4_0", "ours_both", "control")
@@ -381,34 +381,34 @@ def mergekit(folder: Path) -> dict[str, float]:
 
 
 def floor(folder: Path) -> dict[str, float]:
-    """The base copied as it is, past the page cache where that is allowed, one thread reading and one writing."""
+    """The base copied as it is, past the page cache where that is allowed, by several threads: what the disk can do."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from po_distill.weights.direct_io import RangeReader, aligned_buffer
 
     found: dict[str, float] = {}
-    piece, free, full = 16 << 20, queue.SimpleQueue(), queue.SimpleQueue()
-    for _ in range(4):
-        free.put(aligned_buffer(piece + 2 * 4096))
+    piece = 16 << 20
+    own = threading.local()
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_DIRECT", 0)
 
-    def write(path: Path) -> None:
-        handle = os.open(path, flags, 0o666)
-        while (item := full.get()) is not None:
-            buffer, data, offset = item
-            os.pwrite(handle, buffer[: -(-len(data) // 4096) * 4096].data, offset)
-            free.put(buffer)
-        os.fsync(handle)
-        os.close(handle)
+    def copy(reader: RangeReader, path: Path, handle: int, begin: int, end: int) -> None:
+        if not hasattr(own, "buffer"):
+            own.buffer = aligned_buffer(piece + 2 * 4096)
+        reader.read(path, begin, end, own.buffer)
+        os.pwrite(handle, own.buffer[: -(-(end - begin) // 4096) * 4096].data, begin)
 
-    with _timed(found), RangeReader() as reader:
+    with _timed(found), RangeReader() as reader, ThreadPoolExecutor(COPIERS) as pool:
         for path in sorted((folder / "base").glob("*.safetensors")):
             size = path.stat().st_size
-            writer = threading.Thread(target=write, args=(folder / f"copy.{path.name}",))
-            writer.start()
-            for begin in range(0, size, piece):
-                buffer = free.get()
-                full.put((buffer, reader.read(path, begin, min(begin + piece, size), buffer), begin))
-            full.put(None)
-            writer.join()
+            handle = os.open(folder / f"copy.{path.name}", flags, 0o666)
+            jobs = [
+                pool.submit(copy, reader, path, handle, begin, min(begin + piece, size))
+                for begin in range(0, size, piece)
+            ]
+            for job in jobs:
+                job.result()
+            os.fsync(handle)
+            os.close(handle)
     for path in folder.glob("copy.*"):
         path.unlink()
     return found

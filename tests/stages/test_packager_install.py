@@ -114,7 +114,7 @@ def test_the_folder_is_as_good_as_the_record_wherever_it_lies_now(fake, student,
         install(fake, tmp_path)
 
 
-def test_the_ggufs_digest_is_computed_once(tmp_path, fake, monkeypatch):
+def test_the_ggufs_digest_is_computed_while_it_is_written_and_never_again(tmp_path, fake, monkeypatch):
     computed, read = [], hashlib.file_digest
 
     def counted(file, name):
@@ -127,7 +127,10 @@ def test_the_ggufs_digest_is_computed_once(tmp_path, fake, monkeypatch):
     packager.install(packager.package(student), fake.base_url)
     packager.install(packager.package(student), fake.base_url)
     assert artifacts.read_manifest(student).stages.keys() == {"merge", "package"}
-    assert computed.count("po-student-v1.Q4_0.gguf") == 1
+    assert computed.count("po-student-v1.Q4_0.gguf") == 0
+    monkeypatch.undo()
+    made = OllamaPackage.model_validate(artifacts.read_manifest(student).stages["package"])
+    assert artifacts.digest_file(student / "po-student-v1.Q4_0.gguf") == made.gguf.digest
 
 
 def test_a_name_with_a_tag_is_the_alias(fake, student, tmp_path):

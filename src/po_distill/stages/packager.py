@@ -197,11 +197,9 @@ def _other_package(target: Path, what: str) -> ArtifactError:
 def _made_by_merge(merged: MergedModel | None, path: Path, quantization: Quantization) -> GGUFFile | None:
     """The GGUF of that name which the merge wrote in its one pass over the weights, as it stands."""
     made = merged.gguf if merged else None
-    if made is None or made.quantization != quantization or not path.exists():
+    if made is None or made.quantization != quantization or Path(made.path).resolve() != path.resolve():
         return None
-    if Path(made.path).resolve() != path.resolve() or digest_file(path) != made.digest:
-        return None
-    return made
+    return made if path.exists() and path.stat().st_size == made.size_bytes else None
 
 
 def _recorded_merge(folder: Path) -> MergedModel | None:
