@@ -461,10 +461,7 @@ def _note_checkpoint(folder: Path, note: Path) -> None:
 
     infos = {name: info for path in folder.glob("*.safetensors") for name, info in read_header(path).items()}
     with TensorFiles(infos) as tensors:
-        digests = {}
-        for name in infos:
-            digests[name] = hashlib.sha256(memoryview(tensors.stored(name)).cast("B")).hexdigest()
-            tensors.release(name)
+        digests = {name: hashlib.sha256(memoryview(tensors.stored(name)).cast("B")).hexdigest() for name in infos}
     note.write_text(json.dumps(digests))
 
 

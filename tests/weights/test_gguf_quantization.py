@@ -18,7 +18,7 @@ from po_distill.weights.gguf_quantization import (  # noqa: E402
     size_bytes,
     storage_type,
 )
-from po_distill.weights.half_precision import all_finite, to_float16  # noqa: E402
+from po_distill.weights.half_precision import to_float16  # noqa: E402
 
 # What a float16 checkpoint can hold: zeros of both signs, subnormals, ties, the largest.
 EDGES = [0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 1.0, -1.0, 0.5, 7.5, -8.0, 65504.0, -65504.0]
@@ -112,7 +112,6 @@ def test_float16_is_the_same_by_torch_and_by_numpy_for_any_bits(words):
     not_a_number = np.isnan(expected)
     assert np.array_equal(np.isnan(ours), not_a_number)
     assert np.array_equal(ours[~not_a_number].view(np.uint16), expected[~not_a_number].view(np.uint16))
-    assert all_finite(ours) == np.isfinite(expected).all()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 _HAS_TORCH = importlib.util.find_spec("torch") is not None
-_EXPONENT = 0x7C00  # all ones in float16: infinity or not a number
 # torch puts more elements than this on several threads, which costs more than it gains where the machine is busy.
 _ONE_THREAD_ELEMENTS = 1 << 15
 
@@ -26,8 +25,3 @@ def to_float16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
         piece = slice(start, start + _ONE_THREAD_ELEMENTS)
         target[piece].copy_(source[piece])
     return rounded
-
-
-def all_finite(values: npt.NDArray[np.float16]) -> bool:
-    """Whether no value is infinite or not a number."""
-    return not np.any((values.view(np.uint16) & _EXPONENT) == _EXPONENT)

@@ -120,17 +120,6 @@ class TensorFiles:
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return stored.astype(np.float32)
 
-    def release(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed again, so that a big model stays out of memory."""
-        info = self.infos[name]
-        mapped = self._maps.get(info.path)
-        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        begin = -(-info.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = info.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if length > 0:
-            mapped.madvise(mmap.MADV_DONTNEED, begin, length)
-
 
 def stored_type(dtype: str) -> str:
     """numpy's word for how a dtype of safetensors is stored; BF16 is read as 16-bit words."""
