@@ -22,7 +22,7 @@ from po_distill.weights.training_plan import Precision
 
 _BF16_GAIN = 1.2  # how much faster than fp32 products bf16 ones have to be before a processor trains in bf16
 _PROBE_TOKENS = 1024
-_SHORTEST_S = 1e-3  # a product that is done sooner says nothing
+_SMALLEST_PROBE_FLOP = 5e8  # the time of a smaller product is that of its call, and says nothing
 _PROBES = 5
 _MEMORY_SHARE = 0.4  # of the free memory, for what a pack keeps for its backward pass
 _MOST_TOKENS = 8192  # of a pack; beyond that nothing gets faster
@@ -76,11 +76,13 @@ def fast_precision(base: Path) -> Precision:
 
     A processor may know bf16 instructions and still be slower with them (about half as fast as in fp32
     on a Xeon whose AMX units the virtual machine hides), so a product of the model's own shape is
-    timed in both. One of a model so small that its time is noise is not: that trains in fp32, every time.
+    timed in both. A model so small that the time would be noise is not timed: it trains in fp32, every time.
     """
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     config = AutoConfig.from_pretrained(base, local_files_only=True)
+    if 2 * _PROBE_TOKENS * config.hidden_size * config.intermediate_size < _SMALLEST_PROBE_FLOP:
+        return "float32"
     trials: dict[Precision, Callable[[], Any]] = {}
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     for precision in precisions:
@@ -91,8 +93,6 @@ def fast_precision(base: Path) -> Precision:
     for _ in range(1 + _PROBES):  # in turn, so that a slow moment of the machine hits both
         for precision, trial in trials.items():
             best[precision] = min(best[precision], _seconds(trial))
-    if best["float32"] < _SHORTEST_S:
-        return "float32"
     return "bfloat16" if best["bfloat16"] * _BF16_GAIN < best["float32"] else "float32"
 
 
