@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--minutes", default=8.0, show_default=True, type=click.FloatRange(min=0.1), help="Time to train in.")
+@click.option(
+    "--minutes", default=15.0, show_default=True, type=click.FloatRange(min=0.1), help="The longest that it may train."
+)
 @click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
 @json_option
 def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
-    """Walk the whole road offline, in twelve minutes.
+    """Walk the whole road offline, in ten to twenty minutes.
 
     No keys, no GPU: a rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where
     the first stopped.
