@@ -157,3 +157,12 @@ def test_failures_that_were_not_seen_are_bounded_as_clopper_and_pearson_do():
     assert unseen_share(0, 50) == pytest.approx(1 - 0.05 ** (1 / 50))
     assert unseen_share(2, 40) == pytest.approx(0.149, abs=0.001)
     assert unseen_share(7, 7) == 1.0
+
+
+def test_what_only_the_95_percent_interval_would_pass_is_undecided():
+    differences = {str(n): -0.0142 + 0.03 * (-1) ** n for n in range(20)}
+    found = compare({"teacher": dict.fromkeys(differences, 0.0), "student": differences}, "teacher")["student"]
+    assert found.low > -found.margin
+    assert found.level == 0.975
+    assert found.decision == "undecided"
+    assert found.cases_to_decide is not None

@@ -77,7 +77,7 @@ class Difference(Record):
     p_value: Fraction  # paired permutation test of no difference, two-sided
     p_adjusted: Fraction  # the same by Holm over all candidates
     margin: float  # how much worse still counts as not worse
-    level: Fraction  # the confidence that the decision was made at: more than 0.95 where candidates are several
+    level: Fraction  # the confidence that the decision was made at: 0.975, or more where candidates are several
     decision: Decision
     cases_to_decide: int | None = None  # about how many cases would decide it; None where it is decided
 

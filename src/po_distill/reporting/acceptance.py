@@ -197,7 +197,7 @@ def _difference_low(compared: Compared, least: float) -> RuleResult:
         return _no_reference("difference_low", student)
     said = (
         f"the paired difference to the {found.reference} is {found.mean:+.3f}, 95 % interval "
-        f"[{found.low:+.3f}, {found.high:+.3f}], at least {least:+.3f} is asked"
+        f"[{found.low:+.3f}, {found.high:+.3f}], at least {least:+.3f} is asked at {100 * found.level:g} %"
     )
     if found.decision == "undecided":
         about = f"; about {found.cases_to_decide} cases would decide it" if found.cases_to_decide else ""

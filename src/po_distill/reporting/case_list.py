@@ -29,9 +29,9 @@ class CaseList:
         heads = "".join(f"<span>{for_page(name)}</span>" for name in names)
         return (
             f'<p class="soft">Those first where <b id="focus">{for_page(names[place])}</b> lost most.{self._left_out()}'
-            f"{self._legend()}</p>\n<noscript><p>Without JavaScript this list cannot be filtered, and answers are not "
-            f"shown in full: they lie in the files under Artifacts.</p></noscript>\n{self._controls(place)}\n"
-            f'<div class="entries" id="entries" style="--candidates: {len(names)}">'
+            f'{self._legend()}</p>\n<noscript class="note"><p>Without JavaScript this list cannot be filtered and '
+            "answers are not shown in full: they lie in the files under Artifacts.</p></noscript>\n"
+            f'{self._controls(place)}\n<div class="entries" id="entries" style="--candidates: {len(names)}">'
             f'<div class="heads" aria-hidden="true"><span>Concept</span><span>Tier, class</span>{heads}'
             f"<span>Cause</span><span>Lost</span></div>\n{entries}</div>\n"
             f'<script type="application/json" id="case-data">{embedded(report, self._cases)}</script>\n'
@@ -124,12 +124,13 @@ class CaseList:
             f"{star if known.watched else ''}</span><span>{for_page(known.tier)}"
             f"{', ' + for_page(right) if right else ''}</span>{scores}"
             f'<span class="cause">{for_page(cause)}</span><span class="lost">{_signed(case.lost[place])}</span>'
-            f'</summary><div class="case">{f"<p>{for_page(asked, longest=None)}</p>" if asked else ""}'
-            f'<div class="answers">{answers}</div></div></details>\n'
+            # A browser with scripts passes over what the script will put there in full; without, it is what opens.
+            f'</summary><noscript><div class="case">{f"<p>{for_page(asked, longest=None)}</p>" if asked else ""}'
+            f'<div class="answers">{answers}</div></div></noscript></details>\n'
         )
 
     def _answer(self, candidate: CandidateResult, result: CaseResult) -> str:
-        """What is said of one answer, in few elements: a page of hundreds of cases has thousands of them."""
+        """What is said of one answer where no script runs, in few elements: there are thousands of answers."""
         failure, score = result.failure, result.score
         faults = [f"{failure.cause}: {failure.detail}"] if failure is not None else []
         faults += [f"{one.kind}: {one.detail}" for one in score.violations]
