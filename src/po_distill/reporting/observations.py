@@ -19,14 +19,12 @@ _AGAINST_CAUSE = {
     "double quotes.",
     "unquoted_colon": "Train on targets in double quotes: `po-distill dataset` writes them so.",
     "unescaped_quote": "Train on targets without quotes inside texts: `po-distill dataset` writes apostrophes.",
-    "missing_review": "Look whether training rows were cut before the review (`po-distill dataset check`).",
-    "missing_vision": "Look whether training rows lack the vision (`po-distill dataset check`).",
     "truncated": "Raise the limit of the answer (`--max-tokens`, `num_predict`) and the context (`num_ctx`).",
-    "wrong_enum": "Remove training rows with a status outside the enum (`po-distill dataset check`).",
+    "wrong_enum": "Remove training rows with a verdict outside the enum (`po-distill dataset check`).",
     "invented_ids": "Remove training rows that name unknown requirements (`po-distill dataset check`).",
     "contentless": "Read these cases: the metric does not see that they say nothing.",
     "swapped_verdict": "Train on more rows of the verdicts that are missed (`po-distill dataset --mix`).",
-    "contradiction": "Remove training rows whose status contradicts their lists (`po-distill dataset check`).",
+    "contradiction": "Remove training rows whose verdict contradicts their lists (`po-distill dataset check`).",
     "wrong_fences": "Ask with the contract that the student was trained on (`--contract`, `--prompt`).",
     "no_blocks": "Ask with the contract that the student was trained on, and compare the stages (`po-distill evaluate "
     "stages`).",
@@ -41,6 +39,11 @@ _AGAINST_RULE = {
     "above_base": "Look at the training log: the student is no better than the model it was made of.",
     "balanced_accuracy_of_reference": "Train on more rows of the verdicts that are missed (`dataset --mix`).",
 }
+
+_BEFORE_PRODUCTION = (
+    "Judge it by the rules for production before you promote it: `po-distill evaluate --gate production`. The gate "
+    "basic asks only whether the student has learnt something."
+)
 
 
 def observations(report: EvaluationReport) -> tuple[str, ...]:
@@ -76,11 +79,17 @@ def recommendations(report: EvaluationReport) -> tuple[str, ...]:
         elif rule.rule in _AGAINST_RULE:
             found.append(_AGAINST_RULE[rule.rule])
     for cluster in judged.clusters:
-        if cluster.cause in _AGAINST_CAUSE:
-            found.append(f"{_AGAINST_CAUSE[cluster.cause]} ({cluster.cause}: {cluster.n} of {judged.cases} answers)")
+        if against := _against(cluster.cause):
+            found.append(f"{against} ({cluster.cause}: {cluster.n} of {judged.cases} answers)")
     if verdict.decided == "passed":
-        found.insert(0, "Promote it: `po-distill promote`.")
+        found.insert(0, _BEFORE_PRODUCTION if verdict.gate == "basic" else "Promote it: `po-distill promote`.")
     return tuple(dict.fromkeys(found))
+
+
+def _against(cause: str) -> str | None:
+    """What helps against a cause; a document is missing under a name that the role gives: missing_review."""
+    missing = "Look whether training rows lack it, or are cut before it (`po-distill dataset check`)."
+    return _AGAINST_CAUSE.get(cause, missing if cause.startswith("missing_") else None)
 
 
 def named(cases: Sequence[CaseResult | str], most: int = _MOST_NAMED) -> str:
