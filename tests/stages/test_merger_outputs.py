@@ -125,9 +125,11 @@ def rows(path):
     return path
 
 
-def test_the_forms_of_a_merge_answer_alike_on_prompts_and_a_broken_one_does_not(base, version, trained, tmp_path):
+def test_the_forms_of_a_merge_answer_alike_on_prompts_and_a_broken_one_does_not(base, version, trained, tmp_path, capfd):
     wanted = [(version, 0.8), (trained[1], 0.4)]
     merged = Merger(gguf="f16").merge(wanted, tmp_path / "out", verify=rows(tmp_path / "rows.jsonl"))
+    said = capfd.readouterr().err
+    assert "Comparing" in said and "Loading weights" not in said and "Warning" not in said
     merge, runtime, rounding = merged.parity
     assert (merge.first, merge.second) == ("base + adapter", "merged")
     assert merge.positions == 4 * 32 and merge.same_top >= 0.98 and merge.mean_logprob_difference < 0.01

@@ -20,6 +20,7 @@ from po_distill.records import MergedModel, Parity, ProviderSettings
 from po_distill.weights.checkpoint import read_config
 from po_distill.weights.gguf_layout import architecture_of, rotary_rows
 from po_distill.weights.gguf_placement import place_tensors
+from po_distill.weights.quiet import quiet_transformers
 from po_distill.weights.summed_weights import read_weights
 from po_distill.weights.tokenization import load_tokenizer, tokenize_file
 
@@ -49,7 +50,7 @@ def measure_merge(
     model = _Models(base, folder)
     parities = []
     steps = 2 * (merged.weights_path is not None) + 3 * (merged.gguf is not None)
-    with progress("Comparing", steps, "models") as advance:
+    with quiet_transformers(), progress("Comparing", steps, "models") as advance:
         if merged.weights_path is not None:
             expected = _along(model.adapted(adapters), rows)
             advance()
