@@ -81,6 +81,13 @@ def resolve_role_model(config: Path | str, role: str, environ: Mapping[str, str]
     )
 
 
+def model_variables(role: str) -> tuple[str, ...]:
+    """The variables of the environment that name a role's model, such as PO_MODEL and PRODUCT_OWNER_MODEL."""
+    from po_distill import plugins
+
+    return _variables(role, plugins.load("roles", role) if role in plugins.names("roles") else None)
+
+
 # --- the environment ------------------------------------------------------------------------------
 
 

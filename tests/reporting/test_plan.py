@@ -278,7 +278,7 @@ def test_each_step_has_a_command_to_copy():
         f"ollama create {NAME} -f {FOLDER}/Modelfile",
         f"po-distill promote --config config.yaml --role haiku --model {NAME}",
         "po-distill smoke --config config.yaml --role haiku",
-        f"make po PO_MODEL={NAME}",
+        f"make haiku HAIKU_MODEL={NAME}",
     ]
 
 

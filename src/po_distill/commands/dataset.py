@@ -9,6 +9,7 @@ import click
 
 from po_distill.commands.options import (
     EXIT_NOT_PASSED,
+    ROLE,
     SectionedCommand,
     json_option,
     open_role_of,
@@ -23,7 +24,7 @@ _PATH = click.Path(path_type=Path)
 @click.command(cls=SectionedCommand)
 @click.argument("path", metavar="FILE", type=_PATH)
 @sectioned("What is looked at", "--max-records", type=click.IntRange(min=1), help="Read only so many rows.")
-@sectioned("What is looked at", "--role", default="product_owner", show_default=True, help="Role of the answers.")
+@sectioned("What is looked at", "--role", help=f"Role of the answers.  [default: the manifest's, else {ROLE}]")
 @sectioned("What is looked at", "--contract", help="Prompt contract.  [default: the manifest's, else the role's first]")
 @sectioned("What is looked at", "--prompt", "prompt_path", type=_PATH, help="File with another system prompt.")
 @sectioned(
@@ -50,7 +51,7 @@ _PATH = click.Path(path_type=Path)
 @sectioned("Output", "--workers", type=click.IntRange(min=1), help="Processes.  [default: one a processor]")
 @json_option
 def check(
-    path: Path, max_records: int | None, role: str, contract: str | None, prompt_path: Path | None,
+    path: Path, max_records: int | None, role: str | None, contract: str | None, prompt_path: Path | None,
     held_out: tuple[Path, ...], mix: str | None, html: Path | None, as_json: bool, **wanted: Any,
 ) -> None:  # fmt: skip
     """Say whether FILE is fit for training, and if not, by which rule.

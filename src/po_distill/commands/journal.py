@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from po_distill.commands.options import EXIT_NOT_PASSED, json_option, print_result
+from po_distill.commands.options import EXIT_NOT_PASSED, IN_PATHS, json_option, placed, print_result
+from po_distill.role_paths import DATASET
 
 _PATH = click.Path(path_type=Path)
 _JOURNAL = "logs/distillation/teacher_journal.sqlite"
@@ -22,18 +23,20 @@ def journal() -> None:
 @_journal_option
 @click.option(
     "--output",
-    default="artifacts/distillation/po_teacher_dataset.completions.jsonl",
+    default=DATASET.replace(".jsonl", ".completions.jsonl"),
     show_default=True,
     type=_PATH,
     help="JSONL of completions, as the teacher writes it.",
 )
+@click.option("--role", default="product_owner", show_default=True, help=f"Role whose answers they are. {IN_PATHS}")
 @json_option
-def export(path: Path, output: Path, as_json: bool) -> None:
+def export(path: Path, output: Path, role: str, as_json: bool) -> None:
     """Write the completions again, the best answer to each concept."""
     from po_distill.journal import Journal
     from po_distill.journal_views import export_completions
     from po_distill.reporting import console
 
+    output = placed(output, role)
     with Journal(path, reading=True) as opened:
         found = export_completions(opened, output)
     print_result(

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-CONCEPTS = "artifacts/synthetic/product_owner/concepts.jsonl"
-DATASET = "artifacts/distillation/po_teacher_dataset.jsonl"
 MODELS = "artifacts/models"
+ROLE = "product_owner"
+IN_PATHS = "In paths {role} is its name, {stem} is po of po_student."
 QUANTIZATIONS = ("q4_0", "q4_k_m", "q8_0", "f16")  # as records.Quantization has them, which is not loaded for --help
 
 EXIT_PROBLEM = 1  # a PODistillError: problem and fix are on standard error
@@ -35,7 +35,7 @@ def role_options(command: _F) -> _F:
             "--prompt", "prompt_path", type=click.Path(path_type=Path), help="File with another system prompt."
         ),
         click.option("--contract", help="Prompt contract of the role.  [default: the role's first]"),
-        click.option("--role", default="product_owner", show_default=True, help="Role to distil."),
+        click.option("--role", help=f"Role to distil. {IN_PATHS}  [default: the manifest's, else {ROLE}]"),
     ):
         command = option(command)
     return command
@@ -48,7 +48,17 @@ def open_role(role: str, contract: str | None, prompt_path: Path | None) -> Any:
     return load("roles", role)(contract=contract, prompt=read_text(prompt_path) if prompt_path else None)
 
 
-def open_role_of(path: Path, role: str, contract: str | None, prompt_path: Path | None) -> tuple[Any, dict[str, Any]]:
+def placed(path: Path | str, role: str | None) -> Path:
+    """A path with the role's name where it asks for it (`role_paths`)."""
+    from po_distill.plugins import load
+    from po_distill.role_paths import of_role
+
+    return Path(of_role(path, load("roles", role or ROLE))) if "{" in str(path) else Path(path)
+
+
+def open_role_of(
+    path: Path, role: str | None, contract: str | None, prompt_path: Path | None
+) -> tuple[Any, dict[str, Any]]:
     """The role, and what rows are judged by, for the dataset at `path`: as its manifest says, where it has one.
 
     The settings are `min_score`, `metric` and `near`, as far as they are known.
@@ -56,6 +66,7 @@ def open_role_of(path: Path, role: str, contract: str | None, prompt_path: Path 
     from po_distill.dataset_diff import manifest_of
 
     made = manifest_of(path)
+    role = role or (made.contract.role if made and made.contract else ROLE)
     if made is None:
         return open_role(role, contract, prompt_path), {}
     known = {name: made.settings[name] for name in ("min_score", "metric", "near") if made.settings.get(name)}

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 @click.option(
     "--minutes", default=15.0, show_default=True, type=click.FloatRange(min=0.1), help="The longest that it may train."
 )
+@click.option(
+    "--role", default="product_owner", show_default=True, help="Role to distil; `po-distill plugins` lists them."
+)
 @click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
 @json_option
-def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
+def quickstart(minutes: float, role: str, fresh: bool, as_json: bool) -> None:
     """Walk the whole road offline, in ten to twenty minutes.
 
     No keys, no GPU: a rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where
@@ -28,7 +31,7 @@ def quickstart(minutes: float, fresh: bool, as_json: bool) -> None:
     from po_distill.pipeline import distill
     from po_distill.settings import quickstart_settings
 
-    result = distill(quickstart_settings(minutes), fresh=fresh)
+    result = distill(quickstart_settings(minutes, role), fresh=fresh)
     _tell_distilled(result, as_json)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from po_distill.records import CallPlan, Dataset, MergedModel, PluginInfo, TeacherSummary
+from po_distill.reporting.foreign_text import for_terminal
 
 
 def tell_counts(title: str, counts: Mapping[str, int]) -> None:
@@ -135,6 +136,15 @@ def tell_plugins(plugins: Sequence[PluginInfo]) -> None:
         click.echo(
             f"{info.group:<13}{info.name:<24}{info.package} {info.version}  {click.style(info.target, dim=True)}"
         )
+
+
+def tell_checked_plugins(checked: Iterable[tuple[PluginInfo, str | None]]) -> None:
+    """Plugins that were loaded, a line each, and below it what is wrong with it."""
+    for info, problem in checked:
+        mark = click.style("ok  ", fg="green") if problem is None else click.style("no  ", fg="red")
+        click.echo(f"{mark}{info.group:<13}{info.name:<24}{info.package} {info.version}")
+        if problem is not None:
+            click.echo(f"    {for_terminal(problem, longest=None)}")
 
 
 def tell_checks(checks: Iterable[tuple[str, bool, str, str]]) -> None:

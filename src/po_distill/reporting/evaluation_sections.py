@@ -149,6 +149,7 @@ def method(report: EvaluationReport) -> str:
     """How the figures came about."""
     generation = report.generation
     sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
+    sampling += " under a JSON schema (guaranteed-valid)" if report.guaranteed_valid else ""
     given = [
         ("Measured", for_page(report.created_at)),
         ("Cases", f"{report.cases} held-out concepts, the same prompt for all"),

@@ -173,6 +173,7 @@ def _worst_cases(report: EvaluationReport) -> str:
 def _method(report: EvaluationReport) -> str:
     contract, generation = report.contract, report.generation
     sampling = "greedy" if generation.temperature == 0 else f"temperature {generation.temperature:g}"
+    sampling += " under a JSON schema (guaranteed-valid)" if report.guaranteed_valid else ""
     lines = [
         f"Measured {for_markdown(report.created_at)} on {report.cases} held-out concepts, the same prompt for all.",
         f"Prompt contract {for_markdown(contract.role)}/{for_markdown(contract.name)}, answers in the form "

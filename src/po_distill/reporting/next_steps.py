@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from po_distill.records import EvaluationReport, OllamaPackage, Promotion, RunManifest
+from po_distill.role_model import model_variables
 
 
 class StudentVersion(NamedTuple):
@@ -48,6 +49,7 @@ def next_steps(
     package = version.package if version else None
     model = package.name if package else "MODEL"
     config = str(promotions.config) if promotions else "config.yaml"
+    variable = model_variables(report.role)[0]
     return [
         *_making(version, folder),
         _evaluating(report, report_path, package, folder),
@@ -61,7 +63,7 @@ def next_steps(
         ),
         Step(
             "Run the pipeline with it",
-            _line("make po", f"PO_MODEL={model}"),
+            _line(f"make {variable.removesuffix('_MODEL').lower()}", f"{variable}={model}"),
             None,
             "with DSPy, give MIPROv2 a prompt_model of its own: a distilled student cannot propose instructions",
         ),
