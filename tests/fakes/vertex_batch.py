@@ -159,6 +159,7 @@ class FakeBatchVertex:
         app.router.add_get("/storage/v1/b/{bucket}/o", self._list_objects)
         app.router.add_get("/storage/v1/b/{bucket}/o/{name:.+}", self._get_object)
         app.router.add_get("/download/storage/v1/b/{bucket}/o/{name:.+}", self._get_object)
+        self.add_routes(app.router)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -169,6 +170,9 @@ class FakeBatchVertex:
         for task in self._running:
             task.cancel()
         await runner.cleanup()
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Routes of a fake that does more than batches."""
 
     @web.middleware
     async def _gate(self, request: web.Request, handler: Any) -> web.StreamResponse:

@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 from po_distill.launchers.local import LocalLauncher
+from po_distill.testing import LauncherContract
 
 
-def test_the_exit_status_and_the_environment_go_through() -> None:
-    code = "import os, sys; sys.exit(int(os.environ['STATUS']))"
-    assert LocalLauncher().run([sys.executable, "-c", code], {"STATUS": "7"}) == 7
+class TestLocal(LauncherContract):
+    launcher_name = "local"
+
+
+def test_the_exit_status_of_a_command_that_a_signal_ended_is_negative() -> None:
     assert LocalLauncher().run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], {}) == -9
 
 

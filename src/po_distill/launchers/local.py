@@ -26,7 +26,7 @@ class LocalLauncher:
         # In a session of its own, so that a Ctrl-C reaches it once, from us, and not from the terminal as well.
         child = subprocess.Popen(list(command), env=inherited, start_new_session=True)
         try:
-            with _sigterm_raises():
+            with sigterm_raises():
                 return child.wait()
         except KeyboardInterrupt:
             _end(child, signal.SIGINT)
@@ -46,7 +46,7 @@ def _end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Within the block SIGTERM raises SystemExit, where Python hands signals out (the main thread)."""
     if threading.current_thread() is not threading.main_thread():
         yield
