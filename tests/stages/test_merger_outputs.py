@@ -125,7 +125,7 @@ def rows(path):
     return path
 
 
-def test_the_forms_of_a_merge_answer_alike_on_prompts_and_a_broken_one_does_not(base, version, trained, tmp_path, capfd):
+def test_the_forms_of_a_merge_answer_alike_and_a_broken_one_does_not(base, version, trained, tmp_path, capfd):
     wanted = [(version, 0.8), (trained[1], 0.4)]
     merged = Merger(gguf="f16").merge(wanted, tmp_path / "out", verify=rows(tmp_path / "rows.jsonl"))
     said = capfd.readouterr().err

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from po_distill.records import LoRASettings
+from po_distill.weights.lean_layers import answer_loss
 from po_distill.weights.packed_rows import pack
 from po_distill.weights.student_model import load_student
 from po_distill.weights.tokenization import TokenizedRow, tokenize_file
@@ -94,3 +95,70 @@ def test_dropout_leaves_the_expected_output_and_changes_each_call(tmp_path: Path
     assert student(**packed).item() != student(**packed).item()
     student.eval()
     assert student(**packed).item() == student(**packed).item()
+
+
+def test_layers_that_are_computed_twice_give_the_same_gradients(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    packed = pack(rows_of(base, tmp_path))
+    found = []
+    for twice in (False, True):
+        student = load_student(
+            base, LoRASettings(rank=4, alpha=8, dropout=0.3), "float32", seed=1, checkpoint_activations=twice
+        )
+        fill(student)
+        torch.manual_seed(11)  # of the dropout masks, which have to come out the same a second time
+        student(**packed).backward()
+        found.append(gradients(student))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_layers_make_nothing_on_another_device_than_their_own(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    rows = rows_of(base, tmp_path)
+    student = load_student(base, LoRASettings(rank=4, alpha=8, dropout=0.3), "float32", seed=1).to("meta")
+    batch = pack(rows)
+    model = student.get_base_model()
+    ids, positions = batch["input_ids"].to("meta"), batch["position_ids"].to("meta")
+    states = model.base_model(input_ids=ids, position_ids=positions, packing=batch["packing"], use_cache=False)
+    hidden = states.last_hidden_state[0, -20:]
+    answer_loss(hidden, model.lm_head.weight, torch.zeros(20, dtype=torch.long, device="meta")).backward()
+    assert all(gradient.device.type == "meta" for gradient in gradients(student).values())
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_other_kinds_of_lora_compute_what_peft_computes(kind: str, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    rows = rows_of(base, tmp_path)
+    student = load_student(base, LoRASettings(rank=4, alpha=8, dropout=0.0, **{kind: True}), "float32", seed=1)
+    fill(student)
+    loss = student(**pack(rows))
+    loss.backward()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(MODULES), **{f"use_{kind}": True}))
+    fill(plain)
+    expected = 0.0
+    for row in rows:
+        logits = plain(input_ids=torch.tensor([row.input_ids])).logits[0, row.prompt_tokens - 1 : -1]
+        answer = torch.tensor(row.input_ids[row.prompt_tokens :])
+        part = torch.nn.functional.cross_entropy(logits, answer, reduction="sum")
+        part.backward()
+        expected += part.item()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    found = gradients(student)
+    for name, gradient in gradients(plain).items():
+        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=2e-3)
+
+
+def test_a_base_in_4_bits_gives_the_adapter_float32_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = tiny_model(tmp_path / "base", hidden_size=128, intermediate_size=256)
+    rows = rows_of(base, tmp_path)
+    lora = LoRASettings(rank=4, alpha=8, dropout=0.0)
+    if not torch.cuda.is_available():  # bitsandbytes computes on a processor too, if slowly
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    student = load_student(base, lora, "bfloat16", seed=1, nf4=True)
+    loss = student(**{k: v.to(student.device) if hasattr(v, "to") else v for k, v in pack(rows).items()})
+    loss.backward()
+    assert loss.item() == pytest.approx(load_student(base, lora, "bfloat16", seed=1)(**pack(rows)).item(), rel=0.2)
+    assert {gradient.dtype for gradient in gradients(student).values()} == {torch.float32}

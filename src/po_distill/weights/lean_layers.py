@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-_LOSS_CHUNK = 512  # answer positions whose logits exist at a time
+from po_distill.weights.memory_estimate import LOSS_CHUNK
 
 
 class _LoRAProduct(torch.autograd.Function):
@@ -55,9 +55,9 @@ class LeanLoRALinear(PeftLinear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """x (..., i) -> (..., o)."""
         plain = not (args or kwargs or self.disable_adapters or self.merged)
-        if not plain or len(self.active_adapters) != 1 or self.active_adapters[0] not in self.lora_A:
+        name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
+        if not plain or name not in self.lora_A or name in self.lora_variant:  # a variant is DoRA, say
             return super().forward(x, *args, **kwargs)
-        name = self.active_adapters[0]
         base = self.get_base_layer()
         flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
         scale, keep = float(self.scaling[name]), None
@@ -118,8 +118,8 @@ class _AnswerLoss(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, vocabulary: Tensor, targets: Tensor) -> Tensor:
         g_h = torch.empty_like(h)
         total = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
-        for start in range(0, len(h), _LOSS_CHUNK):
-            part = slice(start, start + _LOSS_CHUNK)
+        for start in range(0, len(h), LOSS_CHUNK):
+            part = slice(start, start + LOSS_CHUNK)
             wanted = targets[part, None]
             logits = linear(h[part], vocabulary).to(total.dtype)
             logits.sub_(logits.amax(-1, keepdim=True))

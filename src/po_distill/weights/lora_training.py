@@ -8,9 +8,7 @@ problem that the user can act on is left in `work_path` (`FAILURE_NAME`) for who
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shutil
 import sys
 import threading
 import time
@@ -18,18 +16,32 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from po_distill import artifacts, plugins
-from po_distill.errors import ArtifactError, InputError, PODistillError, TrainingError
-from po_distill.progress import progress, say
-from po_distill.records import Adapter, Record, TrainingJob, TrainingSummary
-from po_distill.weights.checkpoint import TOKENIZER_FILES, digest_checkpoint
-from po_distill.weights.tokenization import TokenizedRow, load_tokenizer, tokenize_file
-from po_distill.weights.training_plan import TrainingPlan, choose_micro_batch, make_plan, row_order
+from po_distill import artifacts
+from po_distill.errors import ArtifactError, PODistillError, TrainingError
+from po_distill.progress import be_quiet, progress, say
+from po_distill.records import Adapter, Record, TrainingJob
+from po_distill.weights.adapter_folder import best_checkpoint, learnt_weights, summarise, write_adapter
+from po_distill.weights.checkpoint import digest_checkpoint
+from po_distill.weights.process_team import ProcessTeam, blank_row, check_team, join_team
+from po_distill.weights.run_data import RunData, read_run_data
+from po_distill.weights.run_planning import (
+    CHECKPOINTS_NAME,
+    PLAN_NAME,
+    digests_of,
+    find_room,
+    kept_plan,
+    kept_room,
+    measured_plan,
+    throw_away,
+)
+from po_distill.weights.training_plan import TrainingPlan, row_order, told_rows
+
+if TYPE_CHECKING:
+    from po_distill.weights.loaded_run import LoadedRun
 
 FAILURE_NAME = "failure.json"
-RECORD_NAME = "po_distill.json"
 PARENT_PROCESS = "PO_DISTILL_PARENT_PROCESS"  # the id of the process without which the run is for nobody
 ENVIRONMENT: Mapping[str, str] = {
     # glibc gives large buffers back at once, and the system has to clear them again for the next step.
@@ -40,9 +52,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_PLAN_NAME = "training_plan.json"
-_CHECKPOINTS_NAME = "checkpoints"
-_TIMED_PACKS = 2
 _NO_MEMORY = ("can't allocate memory", "out of memory", "std::bad_alloc")
 
 
@@ -59,7 +68,6 @@ def main(arguments: Sequence[str]) -> int:
     started_s = time.time()
     job = artifacts.read_record(arguments[0], TrainingJob)
     failure_path = Path(job.work_path) / FAILURE_NAME
-    failure_path.unlink(missing_ok=True)
     _end_with_parent()
     try:
         with _translated(job):
@@ -73,183 +81,80 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train(job: TrainingJob, *, started_s: float) -> Adapter:
+def train(job: TrainingJob, *, started_s: float) -> Adapter | None:
     """Train, or go on training, and write the adapter. `started_s`: when the job's minutes began (time.time()).
 
-    Raises InputError for the data, TrainingError for the run, WeightsError for the base, ArtifactError for files.
+    Of several processes one on each machine writes; the others return None, as a dry run does, which ends with the
+    plan. Raises InputError for the data, TrainingError for the run, WeightsError for the base, ArtifactError for files.
     """
     artifacts.refuse_existing(job.output_path)
     _quieten()
-    from po_distill.weights.quantization_aware import QuantizationAware
-    from po_distill.weights.student_model import fast_precision, load_student
+    team = join_team()
+    if not team.leads:
+        be_quiet()
+    check_team(team, batch=job.batch, quantization_aware=job.quantization_aware is not None)
+    from po_distill.weights.loaded_run import load_run
+    from po_distill.weights.student_model import device_name, peak_memory_bytes
 
-    base = Path(job.base_path)
-    tokenizer = load_tokenizer(base)
-    rows = tokenize_file(job.data_path, tokenizer, max_seq_len=job.max_seq_len, max_samples=job.max_samples)
-    base_digest = digest_checkpoint(base)
-    digests = {
-        "job_digest": artifacts.digest_value([_deciding(job), base_digest]),
-        "data_digest": artifacts.digest_file(job.data_path),
-    }
-    plan = _kept_plan(Path(job.work_path), digests)
-    precision = plan.precision if plan else fast_precision(base)
-    student = load_student(base, job.lora, precision, seed=job.seed)
-    rounding = QuantizationAware(student) if job.quantization_aware else None
+    work = Path(job.work_path)
+    team.check_folder(work)
+    data = read_run_data(job)
+    base_digest = digest_checkpoint(Path(job.base_path))
+    digests = digests_of(job, base_digest=base_digest, template=data.template, sharded=team.sharded)
+    kept = kept_plan(work, digests) if team.writes else None
+    plan = team.agree(kept)
+    if kept and kept != plan:
+        throw_away(work, "is not the other machines' run")
+    say(told_rows(data.rows, len(data.held_out), job.max_seq_len))
+    room = kept_room(plan) if plan else team.agree(find_room(job, data, team))
+    run = load_run(job, data, room, team)
     if plan is None:
-        plan = _measured_plan(job, rows, student, digests, started_s, rounding_s=rounding.apply() if rounding else 0.0)
-        artifacts.write_json(Path(job.work_path) / _PLAN_NAME, plan)
+        plan = team.agree(measured_plan(job, data, run, room, digests, team, started_s=started_s))
+    if team.writes and plan != kept:
+        artifacts.write_json(work / PLAN_NAME, plan)
     say(plan.told(datetime.now()))
-    history = _run(job, plan, student, rows, tokenizer, rounding)
-    return _write_adapter(job, student, base_digest, _summary(plan, history))
-
-
-# --- the plan -------------------------------------------------------------------------------------
-
-
-def _deciding(job: TrainingJob) -> dict[str, Any]:
-    """What of a job decides the adapter: all but where things lie. The data has a digest of its own."""
-    return job.model_dump(mode="json", exclude={"data_path", "base_path", "output_path", "work_path", "log_path"})
-
-
-def _kept_plan(work: Path, digests: Mapping[str, str]) -> TrainingPlan | None:
-    """The plan of an earlier run of the same job on the same data; else None, with its work thrown away."""
-    path = work / _PLAN_NAME
-    if not path.exists():
+    if job.dry_run:
         return None
-    try:
-        plan = artifacts.read_record(path, TrainingPlan)
-        if plan.job_digest == digests["job_digest"] and plan.data_digest == digests["data_digest"]:
-            return plan
-        changed = "settings or base model" if plan.data_digest == digests["data_digest"] else "data"
-        reason = f"was for other {changed}"
-    except InputError:
-        reason = "left a plan that cannot be read"
-    say(f"training: the earlier run {reason}; its work is thrown away")
-    path.unlink()
-    shutil.rmtree(work / _CHECKPOINTS_NAME, ignore_errors=True)
-    return None
-
-
-def _measured_plan(
-    job: TrainingJob,
-    rows: Sequence[TokenizedRow],
-    student: Any,
-    digests: Mapping[str, str],
-    started_s: float,
-    *,
-    rounding_s: float,
-) -> TrainingPlan:
-    from po_distill.weights.packed_rows import common_prefix
-    from po_distill.weights.student_model import seconds_per_token, tokens_that_fit
-
-    lengths = [len(row.input_ids) for row in rows]
-    size = choose_micro_batch(
-        job.batch,
-        longest=max(lengths),
-        shared=common_prefix([row.input_ids[: row.prompt_tokens - 1] for row in rows]),
-        most_tokens=tokens_that_fit(student),
-    )
-    order = row_order(lengths, batch=job.batch, steps=len(rows), epochs=job.epochs, seed=job.seed)
-    starts = range(0, min(len(order), (1 + _TIMED_PACKS) * size), size)
-    token_s = seconds_per_token(student, [[rows[i] for i in order[start : start + size]] for start in starts])
-    rows_of_step = min(job.batch, math.ceil(len(rows) * job.epochs))
-    return make_plan(
+    state = _train(job, plan, run, data, team)
+    learnt = learnt_weights(run.student)
+    team.leave()
+    if not team.writes:
+        return None
+    summary = summarise(plan, state, device=device_name(), peak_bytes=peak_memory_bytes())
+    best = best_checkpoint(work / CHECKPOINTS_NAME, state)
+    return write_adapter(
         job,
-        rows,
-        **digests,
-        precision="bfloat16" if student.dtype.itemsize == 2 else "float32",
-        micro_batch=size,
-        step_s=token_s * rows_of_step * sum(lengths) / len(lengths) + rounding_s,
-        spent_s=time.time() - started_s,
+        run.student,
+        learnt,
+        best=best,
+        state=state,
+        summary=summary,
+        base_digest=base_digest,
+        template=data.template,
     )
 
 
-# --- the run --------------------------------------------------------------------------------------
+def _train(job: TrainingJob, plan: TrainingPlan, run: LoadedRun, data: RunData, team: ProcessTeam) -> Any:
+    """Train the student to the plan's last step; the Trainer's state, with an entry per step in its history."""
+    from po_distill.weights.answer_trainer import AnswerTrainer, last_checkpoint, trainer_settings
+    from po_distill.weights.step_recorder import StepRecorder
 
-
-def _run(
-    job: TrainingJob, plan: TrainingPlan, student: Any, rows: Sequence[TokenizedRow], tokenizer: Any, rounding: Any
-) -> list[dict[str, float]]:
-    """Train the student to the plan's last step; the Trainer's history, an entry per step."""
-    import torch
-
-    from po_distill.weights.answer_trainer import AnswerTrainer, StepRecorder, last_checkpoint, trainer_settings
-
-    checkpoints = Path(job.work_path) / _CHECKPOINTS_NAME
-    # A processor's memory is plenty for a small student; a GPU's is not for a large one.
-    settings = trainer_settings(plan, checkpoints, seed=job.seed, checkpoint_activations=torch.cuda.is_available())
-    lengths = [len(row.input_ids) for row in rows]
+    checkpoints = Path(job.work_path) / CHECKPOINTS_NAME
+    settings = trainer_settings(job, plan, checkpoints, team)
+    lengths = [len(row.input_ids) for row in data.rows]
     order = row_order(lengths, batch=plan.batch, steps=plan.steps, epochs=job.epochs, seed=job.seed)
-    trainer = AnswerTrainer(student, settings, rows, order, tokenizer)
-    if rounding:
-        trainer.add_callback(rounding)
-    resumed = last_checkpoint(checkpoints)
+    share = team.share(order, batch=plan.batch, blank=len(data.rows))
+    rows = [*data.rows, blank_row(data.rows[0])]
+    trainer = AnswerTrainer(run.student, settings, rows, share, data.tokenizer, run.held_out, patience=job.patience)
+    if run.rounding:
+        trainer.add_callback(run.rounding)
+    resumed = last_checkpoint(checkpoints, team)
     if resumed:
         say(f"training: goes on behind step {resumed.name.rpartition('-')[2]} of {plan.steps}")
     with progress("training", total=plan.steps, unit="steps") as advance:
-        trainer.add_callback(StepRecorder(advance, job.log_path))
+        trainer.add_callback(StepRecorder(advance, job.log_path, plan, team))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    return [entry for entry in trainer.state.log_history if "step_s" in entry]
-
-
-def _summary(plan: TrainingPlan, history: Sequence[Mapping[str, float]]) -> TrainingSummary:
-    losses = [entry["loss"] for entry in history]
-    ends = max(1, min(10, len(losses) // 4))
-    duration_s = sum(entry["step_s"] for entry in history)
-    return TrainingSummary(
-        rows=min(plan.rows, plan.steps * plan.batch),
-        tokens=plan.tokens,
-        answer_tokens=plan.answer_tokens,
-        longest=plan.longest,
-        steps=plan.steps,
-        epochs=plan.passes,
-        first_loss=sum(losses[:ends]) / ends,
-        last_loss=sum(losses[-ends:]) / ends,
-        duration_s=duration_s,
-        step_s=duration_s / len(history),
-        tokens_per_s=sum(entry["tokens"] for entry in history) / duration_s,
-    )
-
-
-# --- the adapter ----------------------------------------------------------------------------------
-
-
-def _write_adapter(job: TrainingJob, student: Any, base_digest: str, summary: TrainingSummary) -> Adapter:
-    """Write the folder in PEFT's layout, with tokenizer and record. Raises TrainingError where nothing was learnt."""
-    _check_learnt(student)
-    # peft would note the path of this machine.
-    student.peft_config["default"].base_model_name_or_path = _public_name(job.base_name)
-    with artifacts.atomic_folder(job.output_path) as folder:
-        student.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, with nothing filled in
-        for name in TOKENIZER_FILES:
-            if (Path(job.base_path) / name).is_file():
-                shutil.copyfile(Path(job.base_path) / name, folder / name)
-        adapter = Adapter(
-            path=job.output_path,
-            base_name=job.base_name,
-            base_digest=base_digest,
-            contract=job.contract,
-            digest=artifacts.digest_file(folder / "adapter_model.safetensors"),
-            training=summary,
-        )
-        artifacts.write_json(folder / RECORD_NAME, adapter)
-    return adapter
-
-
-def _check_learnt(student: Any) -> None:
-    updates = [weight for name, weight in student.named_parameters() if "lora_B" in name]
-    if not all(bool(weight.isfinite().all()) for weight in updates):
-        raise TrainingError("The adapter holds NaN or infinite weights.", "Lower the learning rate (--lr).")
-    if not any(bool(weight.any()) for weight in updates):  # B begins at zero
-        raise TrainingError("Training did not change the adapter.", "Raise the learning rate (--lr) or the steps.")
-
-
-def _public_name(base_name: str) -> str:
-    """A base's hub id where it has one, else the last part of its name, which may be a folder's path."""
-    if base_name in plugins.names("base_models"):
-        return str(plugins.load("base_models", base_name).hub_id)
-    return Path(base_name).resolve().name if Path(base_name).exists() else base_name
+    return trainer.state
 
 
 # --- the process ----------------------------------------------------------------------------------

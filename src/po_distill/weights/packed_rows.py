@@ -28,6 +28,8 @@ class Packing:
 
     shared: int
     own: tuple[int, ...]  # tokens of each row after the shared ones
+    lines: tuple[int, ...] = ()  # where each row stands in the data file
+    prompts: tuple[int, ...] = ()  # tokens of each row's whole prompt
 
     @property
     def tokens(self) -> int:
@@ -55,7 +57,12 @@ def pack(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
     each row has the position that its first answer token is predicted from to itself.
     """
     shared = common_prefix([row.input_ids[: row.prompt_tokens - 1] for row in rows]) if len(rows) > 1 else 0
-    packing = Packing(shared, tuple(len(row.input_ids) - shared for row in rows))
+    packing = Packing(
+        shared,
+        tuple(len(row.input_ids) - shared for row in rows),
+        lines=tuple(row.line for row in rows),
+        prompts=tuple(row.prompt_tokens for row in rows),
+    )
     ids, positions, labels = list(rows[0].input_ids[:shared]), list(range(shared)), [IGNORED] * shared
     for row in rows:
         ids += row.input_ids[shared:]

@@ -6,7 +6,7 @@ Nothing is truncated and nothing is skipped: a row that cannot be used stops the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from po_distill.records import Example, Message
 
 IGNORED = -100  # the label of a token that is not under the loss, as torch's cross-entropy has it
 _NAMED_ROWS = 10
+_TEMPLATE_MARKS = ("<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|start_header_id|>", "<start_of_turn>")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TokenizedRow:
     line: int  # in the data file, from 1
     input_ids: tuple[int, ...]
     prompt_tokens: int  # at least 2: a template opens the turn of each speaker
+    example_id: str = ""  # its id there, where it has one
 
     @property
     def labels(self) -> list[int]:
@@ -58,25 +60,47 @@ def tokenize_file(
     `tokenizer` is a transformers tokenizer with a chat template. Raises InputError with file and line
     where a row cannot be read or rendered, and where rows are longer than `max_seq_len` tokens.
     """
-    rows = [
-        tokenize_row(line, prompt, target, tokenizer, f"{path}, line {line}")
-        for line, prompt, target in islice(_read(path), max_samples)
-    ]
+    control = _control_texts(tokenizer)
+    rows = []
+    for line, prompt, target, example_id in islice(_read(path), max_samples):
+        where = f"{path}, line {line}"
+        _refuse_rendered([*(message.content for message in prompt), target], control, where)
+        rows.append(replace(tokenize_row(line, prompt, target, tokenizer, where), example_id=example_id))
     too_long = [row for row in rows if len(row.input_ids) > max_seq_len]
     if too_long:
-        lines = ", ".join(str(row.line) for row in too_long[:_NAMED_ROWS])
-        more = f" and {len(too_long) - _NAMED_ROWS} more" if len(too_long) > _NAMED_ROWS else ""
         longest = max(len(row.input_ids) for row in too_long)
         raise InputError(
             f"{path}: {len(too_long)} of {len(rows)} rows are longer than {max_seq_len} tokens "
-            f"(lines {lines}{more}); the longest has {longest}. Rows are never cut.",
+            f"({named(too_long)}); the longest has {longest}. Rows are never cut.",
             f"Use --max-seq-len {longest} or more, or take those rows out.",
         )
     return rows
 
 
-def _read(path: Path | str) -> Iterator[tuple[int, tuple[Message, ...], str]]:
-    """(line, prompt, target) of each row."""
+def named(rows: Sequence[TokenizedRow]) -> str:
+    """The first of some rows by line and id, and how many more there are."""
+    shown = [f"{row.line} ({row.example_id})" if row.example_id else str(row.line) for row in rows[:_NAMED_ROWS]]
+    more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+    return f"lines {', '.join(shown)}{more}"
+
+
+def _control_texts(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that only a chat template may write: the tokenizer's own control tokens, and those of usual templates."""
+    own = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*own, *_TEMPLATE_MARKS]))
+
+
+def _refuse_rendered(texts: Sequence[str], control: Sequence[str], where: str) -> None:
+    found = next((mark for mark in control for text in texts if mark in text), None)
+    if found is not None:
+        raise InputError(
+            f"{where}: the text holds {found!r}, which only a chat template may write.",
+            "Give rows as plain messages: the base's own template is put around them, once.",
+        )
+
+
+def _read(path: Path | str) -> Iterator[tuple[int, tuple[Message, ...], str, str]]:
+    """(line, prompt, target, id) of each row; the id is empty where a row has none."""
     for line, value in read_jsonl(path):
         where = f"{path}, line {line}"
         if "response" in value:
@@ -84,6 +108,7 @@ def _read(path: Path | str) -> Iterator[tuple[int, tuple[Message, ...], str]]:
                 line,
                 (Message(speaker="user", content=_text(value, "prompt", where)),),
                 _text(value, "response", where),
+                "",
             )
             continue
         example = parse_record(value, Example, where)
@@ -95,7 +120,7 @@ def _read(path: Path | str) -> Iterator[tuple[int, tuple[Message, ...], str]]:
             raise InputError(f"{where}: the prompt does not end with a user message.", "Correct that row.")
         if not example.completion[0].content.strip():
             raise InputError(f"{where}: the completion is empty.", "Correct or delete that row.")
-        yield line, example.prompt, example.completion[0].content
+        yield line, example.prompt, example.completion[0].content, example.example_id
 
 
 def _text(value: dict[str, Any], key: str, where: str) -> str:
