@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from po_distill import safe_yaml
+from po_distill.dspy_form import CONTRACT as DSPY
+from po_distill.dspy_form import read_fields
 from po_distill.errors import UnreadableYAMLError
 from po_distill.records import Answer, Violation
 from po_distill.roles.product_owner.documents import (
@@ -59,7 +61,7 @@ def production_faults(text: str, contract: str) -> list[Violation]:
     every key is there and is text or a list as it should be, and the status is in the enum.
     """
     try:
-        documents = _strict_json(text) if contract == "json" else _strict_blocks(text, contract)
+        documents = _strict_json(text) if contract == "json" else _strict_yaml(text, contract)
     except _FaultError as fault:
         return [fault.violation]
     return [
@@ -76,20 +78,28 @@ class _FaultError(Exception):
         self.violation = Violation(kind=kind, detail=detail)
 
 
-def _strict_blocks(text: str, contract: str) -> dict[str, Any]:
+def _strict_yaml(text: str, contract: str) -> dict[str, Any]:
+    blocks = read_fields(text) if contract == DSPY else _strict_blocks(text, contract)
     documents = {}
-    for name, (opening, closing) in _STRICT[contract].items():
-        opened = opening.search(text)
-        end = text.find(closing, opened.end()) if opened else -1
-        if opened is None or end < 0:
-            raise _FaultError(f"missing_{_LABELS[name].lower()}", f"no {_LABELS[name]} block")
+    for name, label in _LABELS.items():
+        if name not in blocks:
+            raise _FaultError(f"missing_{label.lower()}", f"no {label} block")
         try:
             # Line ends around a block are no part of what it says.
-            block = text[opened.end() : end].strip("\n")
-            documents[name] = safe_yaml.load_shared(block, what=f"the {_LABELS[name]} block")
+            documents[name] = safe_yaml.load_shared(blocks[name].strip("\n"), what=f"the {label} block")
         except UnreadableYAMLError as error:
             raise _FaultError("unreadable_yaml", error.problem) from error
     return documents
+
+
+def _strict_blocks(text: str, contract: str) -> dict[str, str]:
+    blocks = {}
+    for name, (opening, closing) in _STRICT[contract].items():
+        opened = opening.search(text)
+        end = text.find(closing, opened.end()) if opened else -1
+        if opened is not None and end >= 0:
+            blocks[name] = text[opened.end() : end]
+    return blocks
 
 
 def _strict_json(text: str) -> dict[str, Any]:
@@ -147,6 +157,8 @@ def find_blocks(text: str) -> tuple[str | None, dict[str, str]]:
 def _find(text: str) -> tuple[str | None, Mapping[str, str | dict[str, Any]]]:
     """(contract, YAML text or, in JSON, mapping by document)."""
     text = text.translate(_SPACES).replace("\r\n", "\n")
+    if sections := {name: block for name, block in read_fields(text).items() if name in _LABELS}:
+        return DSPY, {name: _unfenced(block) for name, block in sections.items()}
     if fenced := _labelled_blocks(text, _LOOSE_FENCE):
         return "fenced", fenced
     if tagged := _labelled_blocks(text, _LOOSE_TAG):
@@ -168,6 +180,12 @@ def _labelled_blocks(text: str, opening: re.Pattern[str]) -> dict[str, str]:
         end = _BLOCK_END.search(rest)
         blocks[name] = rest[: end.start()] if end else rest
     return blocks
+
+
+def _unfenced(block: str) -> str:
+    """What a section holds, without a fence that is put around it, labelled or not."""
+    found = _LOOSE_FENCE.match(block) or _INNER_FENCE.match(block)
+    return _BLOCK_END.split(block[found.end() :])[0] if found else block
 
 
 def _unlabelled_blocks(text: str) -> dict[str, str]:

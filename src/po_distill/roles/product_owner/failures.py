@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from po_distill.dspy_form import CONTRACT as DSPY
+from po_distill.dspy_form import read_fields
 from po_distill.interfaces import Documents
 from po_distill.records import Concept, Failure, Score
 from po_distill.roles.product_owner.answers import find_blocks, parse_shared, production_faults
 from po_distill.roles.product_owner.documents import REVIEW, VISION, plain_text
+from po_distill.roles.product_owner.program_prompt import write_answer
 from po_distill.roles.product_owner.scoring import STATUSES, covered_share, list_requirements
 from po_distill.roles.product_owner.yaml_repair import UNREADABLE, repaired
 
@@ -76,6 +79,8 @@ def _is_cut(text: str) -> bool:
     end = text.rstrip()
     if end.startswith("{"):
         return not end.endswith("}")
+    if sections := read_fields(end):
+        return "completed" not in sections
     opened, closed = (len(re.findall(rf"<{slash}(?:VISION|REVIEW)>", end)) for slash in ("", "/"))
     return end.count("```") % 2 == 1 or bool(re.search(r"(?<!`)``?$", end)) or opened > closed
 
@@ -115,7 +120,9 @@ def repair(text: str, contract: str) -> str | None:
         return None
     mended = {name: found.block if (found := repaired(block)) else block for name, block in blocks.items()}
     vision, review = mended[VISION].strip("\n"), mended[REVIEW].strip("\n")
-    if contract == "tagged":
+    if contract == DSPY:
+        made = write_answer(vision, review).strip()
+    elif contract == "tagged":
         made = f"<VISION>\n{vision}\n</VISION>\n<REVIEW>\n{review}\n</REVIEW>"
     else:
         made = f"```yaml VISION\n{vision}\n```\n```yaml REVIEW\n{review}\n```"

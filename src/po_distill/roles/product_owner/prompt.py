@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 
+from po_distill.dspy_form import CONTRACT
 from po_distill.records import Concept, Message, PromptContract
 
 ROLE = "product_owner"
-CONTRACTS = ("fenced", "tagged", "json")
+CONTRACTS = ("fenced", "tagged", "json", "dspy")  # `dspy` needs the extra of that name
 OUTPUT_FORMAT = "double-quoted/1"
 NO_VISION = "(no existing vision)"
 
@@ -88,11 +89,43 @@ _TEMPLATES = {
     "json": _LABELLED,
 }
 
+_YAML_TEXT = "YAML text, every text in double quotes, [] for an empty list:\n"
+
+# What DSPy's prompts say of each field, and of the job. An optimizer changes the instructions, so the form is here.
+FIELD_DESCRIPTIONS = {
+    "concept": "what the product is to be",
+    "requirements_yaml": "the business analyst's requirements, YAML text",
+    "existing_vision": "the product vision of an earlier iteration, YAML text; may be empty",
+    "product_vision": f"{_YAML_TEXT}{_VISION_FORM}".strip(),
+    "product_owner_review": f"{_YAML_TEXT}{_REVIEW_FORM}".strip(),
+}
+INSTRUCTIONS = f"{_JOB}{_RULES}"
+OTHER_INSTRUCTIONS = (
+    "Act as senior Product Owner. Write the product vision, and review the requirements against the concept. Name "
+    "requirement ids.",
+    "You review a business analyst's requirements as Product Owner. State the vision first, then say which "
+    "requirements fit it, what is missing, and what contradicts it.",
+    "Given a concept and requirements, keep the product vision true to the concept. Then judge the requirements: "
+    "misaligned where one contradicts the concept, needs_adjustment where something is missing, aligned otherwise.",
+    "Produce the vision and the Product Owner's review. Be specific: name each requirement by its id, and recommend at "
+    "least two actions.",
+    "Write both documents carefully. Every requirement belongs in the review, under what fits or under what "
+    "conflicts; what the concept needs and no requirement gives is a gap.",
+)
+"""Other ways to say the job: a student that has seen several follows those that an optimizer finds."""
+
 _FIELD = re.compile(r"\{(concept|existing_vision|vision_section|requirements)\}")
 
 
 def product_owner_contract(name: str, system: str | None = None) -> PromptContract:
-    """The contract of that name, with another system text where one is given."""
+    """The contract of that name, with another system text where one is given.
+
+    Raises MissingExtraError where it is DSPy's, which is not installed.
+    """
+    if name == CONTRACT:
+        from po_distill.roles.product_owner import program_prompt
+
+        return program_prompt.contract(system)
     return PromptContract(
         role=ROLE,
         name=name,
@@ -104,6 +137,10 @@ def product_owner_contract(name: str, system: str | None = None) -> PromptContra
 
 def render_prompt(contract: PromptContract, concept: Concept) -> tuple[Message, ...]:
     """The messages that ask about a concept; no system message where the system text is empty."""
+    if contract.name == CONTRACT:
+        from po_distill.roles.product_owner import program_prompt
+
+        return program_prompt.render(contract, concept)
     vision = (concept.existing_vision or "").strip()
     values = {
         "concept": concept.concept.strip(),

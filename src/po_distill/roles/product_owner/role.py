@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from po_distill import safe_yaml
+from po_distill.dspy_form import CONTRACT as DSPY
+from po_distill.dspy_form import read_instructions
 from po_distill.errors import InputError, PODistillError, SettingsError
 from po_distill.interfaces import Documents
 from po_distill.records import Answer, Concept, Failure, Inspection, Message, PromptContract, Score, Violation
-from po_distill.roles.product_owner import concepts, failures, rules
+from po_distill.roles.product_owner import concepts, failures, program_prompt, rules
 from po_distill.roles.product_owner.answers import (
     find_blocks,
     inspect_answer,
@@ -20,6 +22,7 @@ from po_distill.roles.product_owner.answers import (
     parse_shared,
     production_faults,
 )
+from po_distill.roles.product_owner.decoding import decoding_schema
 from po_distill.roles.product_owner.documents import (
     REVIEW,
     VISION,
@@ -28,7 +31,13 @@ from po_distill.roles.product_owner.documents import (
     render_yaml,
     schema_violations,
 )
-from po_distill.roles.product_owner.prompt import CONTRACTS, ROLE, product_owner_contract, render_prompt
+from po_distill.roles.product_owner.prompt import (
+    CONTRACTS,
+    OTHER_INSTRUCTIONS,
+    ROLE,
+    product_owner_contract,
+    render_prompt,
+)
 from po_distill.roles.product_owner.scoring import (
     STATUSES,
     gate_violations,
@@ -47,6 +56,8 @@ class ProductOwnerRole:
     version_stem: ClassVar[str] = "po_student"
     labels: ClassVar[tuple[str, ...]] = STATUSES
     contracts: ClassVar[tuple[str, ...]] = CONTRACTS
+    demonstrated: ClassVar[tuple[str, ...]] = (DSPY,)
+    other_instructions: ClassVar[tuple[str, ...]] = OTHER_INSTRUCTIONS
     # Concepts of the field team's set on which every teacher and student was weak.
     watch: ClassVar[tuple[str, ...]] = ("POCON-0004", "POCON-0009", "POCON-0012", "POCON-0115", "POCON-0191")
 
@@ -72,6 +83,7 @@ class ProductOwnerRole:
                 f"The role {self.name} has no prompt contract {name!r}.", f"Choose one of {', '.join(self.contracts)}."
             )
         self._contract = product_owner_contract(name, prompt)
+        self._prompt = prompt
 
     @property
     def contract(self) -> PromptContract:
@@ -91,12 +103,35 @@ class ProductOwnerRole:
         """The prompt about a concept under this contract."""
         return render_prompt(self.contract, concept)
 
+    def render_with(self, concept: Concept, demonstrations: Sequence[tuple[Concept, str]]) -> tuple[Message, ...]:
+        """The prompt with answered concepts before it, under the contract `dspy`; under the others as `render` has it.
+
+        The instructions are the role's own, or, for some concepts, others that say the same.
+        """
+        if self.contract.name != DSPY:
+            return self.render(concept)
+        return program_prompt.render_with(self.contract, concept, demonstrations)
+
+    def knows_prompt(self, concept: Concept, prompt: Sequence[Message]) -> bool:
+        """Whether a prompt asks about the concept as the role does, under any of its contracts."""
+        if prompt and program_prompt.read_concept(prompt[-1].content) is not None:
+            return program_prompt.asks(product_owner_contract(DSPY, self._prompt), concept, prompt)
+        plain = (product_owner_contract(name, self._prompt) for name in self.contracts if name != DSPY)
+        return any(render_prompt(contract, concept) == tuple(prompt) for contract in plain)
+
+    def signature(self) -> Any:
+        """The `dspy.Signature` of a program of this role, under the user's own instructions where there are some.
+
+        Raises MissingExtraError.
+        """
+        return program_prompt.signature(self._prompt and read_instructions(self._prompt))
+
     def read_prompt(self, text: str) -> Concept | None:
-        """The concept in a prompt with CONCEPT and REQUIREMENTS sections; None where there are none."""
-        return concepts.read_labelled_prompt(text)
+        """The concept in a prompt of labelled sections, or in one of DSPy's; None where there is none."""
+        return program_prompt.read_concept(text) or concepts.read_labelled_prompt(text)
 
     def join_documents(self, row: Mapping[str, Any]) -> str | None:
-        """An answer with labelled fences out of the texts `product_vision` and `product_owner_review`.
+        """An answer out of the texts `product_vision` and `product_owner_review`, in fences or in DSPy's form.
 
         `vision_yaml` and `review_yaml`, and either with the prefix `teacher_`, are read too.
         """
@@ -106,6 +141,8 @@ class ProductOwnerRole:
         ]
         if not any(texts):
             return None
+        if self.contract.name == DSPY:
+            return program_prompt.write_answer(*(text or "" for text in texts))
         blocks = zip(("VISION", "REVIEW"), texts, strict=True)
         return "\n".join(f"```yaml {label}\n{text.strip()}\n```" for label, text in blocks if text)
 
@@ -123,6 +160,8 @@ class ProductOwnerRole:
         if self.contract.name == "json":
             return json.dumps(both, ensure_ascii=False)
         vision, review = render_yaml(both[VISION]), render_yaml(both[REVIEW])
+        if self.contract.name == DSPY:
+            return program_prompt.write_answer(vision, review)
         if self.contract.name == "tagged":
             return f"<VISION>\n{vision}\n</VISION>\n<REVIEW>\n{review}\n</REVIEW>"
         return f"```yaml VISION\n{vision}\n```\n```yaml REVIEW\n{review}\n```"
@@ -187,6 +226,10 @@ class ProductOwnerRole:
     def json_schema(self) -> dict[str, JsonValue]:
         """The JSON schema of both documents in one object."""
         return ProductOwnerDocuments.model_json_schema()
+
+    def decoding_schema(self, concept: Concept, max_tokens: int) -> dict[str, JsonValue]:
+        """The same for guaranteed-valid answers about one concept; see `decoding.decoding_schema`."""
+        return decoding_schema(concept, max_tokens)
 
     def generate_concepts(self, count: int, seed: int) -> list[Concept]:
         """Concepts made offline, with planted statuses; see `concepts.generate_concepts`."""
