@@ -85,6 +85,25 @@ def test_an_answer_by_schema_is_json_of_that_schema(model):
     assert json.loads(answer.text)["verdict"] in ("aligned", "misaligned")
 
 
+def test_json_by_schema_stands_on_one_line(model):
+    schema = {
+        "type": "object",
+        "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 3}},
+        "required": ["names"],
+        "additionalProperties": False,
+    }
+    (answer,) = answers(model, ask("x", json_schema=schema, max_tokens=200))
+    assert answer.finish == "stop"
+    assert answer.text == json.dumps(json.loads(answer.text), ensure_ascii=False)
+
+
+def test_a_schema_that_llama_cpp_passes_over_is_an_error_and_no_free_answer(model):
+    schema = {"type": "object", "properties": {"text": {"type": "nonsense"}}, "required": ["text"]}
+    with pytest.raises(ProviderError, match="did not hold the answer to the JSON schema") as caught:
+        answers(model, ask("x", json_schema=schema))
+    assert caught.value.fault == "bad_answer"
+
+
 def test_parallel_requests_get_the_answers_that_they_would_get_alone(model):
     requests = [ask(f"question {number}") for number in range(4)]
     together = answers(model, *requests, n_parallel=4, n_ctx=256)

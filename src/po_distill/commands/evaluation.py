@@ -11,13 +11,17 @@ import click
 from po_distill.commands.options import (
     EXIT_NOT_PASSED,
     EXIT_UNDECIDED,
+    IN_PATHS,
+    ROLE,
     SectionedCommand,
     SectionedGroup,
     json_option,
     open_role,
+    placed,
     print_result,
     sectioned,
 )
+from po_distill.role_paths import DATASET, REPORT
 
 if TYPE_CHECKING:
     from po_distill.records import EvaluationReport, ProviderSettings
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _WHO, _CASES, _HOW, _VERDICT = "Who is judged", "On which cases", "How they are asked and scored", "The verdict"
-_TEST_SPLIT = "artifacts/distillation/po_teacher_dataset.test.jsonl"
+_TEST_SPLIT = DATASET.replace(".jsonl", ".test.jsonl")
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -62,6 +66,10 @@ _POSITIVE = click.IntRange(min=1)
     help="Ask again where production cannot read an answer; the first is judged, the last is shown apart.",
 )  # fmt: skip
 @sectioned(
+    _HOW, "--guaranteed-valid", is_flag=True,
+    help="Decode under a JSON schema, so that production can read every answer that is not cut.",
+)  # fmt: skip
+@sectioned(
     _HOW, "--metric", metavar="NAME|MODULE:FUNCTION", help="Metric in place of the role's own: a plugin or a function."
 )
 @sectioned(
@@ -72,7 +80,7 @@ _POSITIVE = click.IntRange(min=1)
     _HOW, "--judge", metavar="PROVIDER:MODEL",
     help="Let a model compare the answers with the reference's, in both orders; no rule reads it.  [default: nobody]",
 )  # fmt: skip
-@sectioned(_HOW, "--role", default="product_owner", show_default=True, help="Role of the answers.")
+@sectioned(_HOW, "--role", help=f"Role of the answers. {IN_PATHS}  [default: the student's, else {ROLE}]")
 @sectioned(_HOW, "--contract", help="Prompt contract of the role.  [default: the role's first]")
 @sectioned(_HOW, "--prompt", "prompt_path", type=_PATH, help="File with another system prompt.")
 @sectioned(_HOW, "--workers", type=_POSITIVE, help="Processes that score.  [default: one per core]")
@@ -86,7 +94,7 @@ _POSITIVE = click.IntRange(min=1)
 @sectioned(_VERDICT, "--trials", type=_POSITIVE, help="Project the time of a MIPROv2 run of so many trials.")
 @sectioned(_VERDICT, "--validation", type=_POSITIVE, help="Validation cases of that run.")
 @sectioned(
-    "Output", "--report", default="docs/po_distillation_report.md", show_default=True, type=_PATH,
+    "Output", "--report", default=REPORT, show_default=True, type=_PATH,
     help="The Markdown report; the same as a page and as data lie beside it.",
 )  # fmt: skip
 @sectioned("Output", "--folder", type=_PATH, help="Where answers are kept.  [default: evaluation, beside the student]")
@@ -100,9 +108,9 @@ def evaluate(context: click.Context, /, **given: Any) -> None:
 
 def _evaluate(
     candidates: tuple[str, ...], reference: str | None, model: str | None, base: str | None, production: str | None,
-    data: Path | None, watch: str | None, gate: str | None, one_after_the_other: bool, role: str, contract: str | None,
-    prompt_path: Path | None, pipeline_calls: int | None, trials: int | None, validation: int | None,
-    judge: str | None, report: Path, as_json: bool,
+    data: Path | None, watch: str | None, gate: str | None, one_after_the_other: bool, role: str | None,
+    contract: str | None, prompt_path: Path | None, pipeline_calls: int | None, trials: int | None,
+    validation: int | None, judge: str | None, report: Path, as_json: bool,
     **settings: Any,
 ) -> None:  # fmt: skip
     from po_distill.artifacts import MANIFEST_NAME, write_json
@@ -117,9 +125,10 @@ def _evaluate(
     measure = _named_file(reference, "teacher") if reference else None
     if measure and measure[0] in recorded:
         raise click.UsageError(f"The candidate and the reference are both named {measure[0]}; give names: NAME=FILE.")
+    role = role or _role_of(model) or ROLE
     found = evaluate_models(
         open_role(role, contract, prompt_path),
-        data if data or not model else Path(_TEST_SPLIT),
+        placed(data or _TEST_SPLIT, role) if data or model else None,
         student=model,
         base=base,
         recorded={**recorded, **dict([measure] if measure else [])},
@@ -130,16 +139,27 @@ def _evaluate(
         interleaved=not one_after_the_other,
         works=_works(pipeline_calls, trials, validation),
         judged_by=_judge(judge),
-        report_path=report,
+        report_path=placed(report, role),
         **settings,
     )
-    if model is not None:
-        version = Path(model) if Path(model).is_dir() else Path(model).parent
-        if (version / MANIFEST_NAME).is_file():  # what a promotion of this version asks for
-            write_json(version / "evaluation.json", found)
+    if model is not None and (_version(model) / MANIFEST_NAME).is_file():  # what a promotion of this version asks for
+        write_json(_version(model) / "evaluation.json", found)
     print_result(summary_object(found, found.artifacts), as_json, lambda _: show_summary(found, found.artifacts))
     if gate is not None:
         _exit_by(found)
+
+
+def _version(model: str) -> Path:
+    """The version folder of a student that is named by its folder or its GGUF."""
+    return Path(model) if Path(model).is_dir() else Path(model).parent
+
+
+def _role_of(model: str | None) -> str | None:
+    """The role that a student was trained in; None where its folder does not say."""
+    from po_distill.artifacts import read_manifest
+
+    manifest = read_manifest(_version(model)) if model is not None else None
+    return manifest.contract.role if manifest is not None and manifest.contract is not None else None
 
 
 def _exit_by(report: EvaluationReport) -> None:

@@ -45,11 +45,14 @@ _config_option = click.option(
     type=click.FloatRange(min=0, min_open=True),
     help="How long the answer may take, loading included.",
 )
+@click.option(
+    "--guaranteed-valid", is_flag=True, help="Decode under a JSON schema, as the library's valid_answer does."
+)
 @click.option("--show", is_flag=True, help="Print the answer, and what is wrong with it in words that may quote it.")
 @json_option
 def smoke(
     config: Path, role: str, contract: str | None, prompt_path: Path | None, concept_path: Path | None,
-    package: Path | None, timeout_s: float, show: bool, as_json: bool,
+    package: Path | None, timeout_s: float, guaranteed_valid: bool, show: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Ask the role's model one concept, exactly as production does.
 
@@ -64,7 +67,9 @@ def smoke(
     opened = _role_of(model, role, contract, prompt_path, package)
     concept = _concept(concept_path, opened)
     say(f"Asking {model.model} of {model.provider} about {concept.concept_id}, for {timeout_s:g} s at most.")
-    result = ask_as_production(opened, model, concept, timeout_s=timeout_s, keep_answer=show)
+    result = ask_as_production(
+        opened, model, concept, timeout_s=timeout_s, keep_answer=show, guaranteed_valid=guaranteed_valid
+    )
     print_result(result, as_json, _tell)
     if not result.passed:
         raise click.exceptions.Exit(EXIT_NOT_PASSED)

@@ -9,17 +9,18 @@ import click
 
 from po_distill.commands.dataset import check, diff
 from po_distill.commands.options import (
-    CONCEPTS,
-    DATASET,
     EXIT_NOT_PASSED,
+    IN_PATHS,
     SectionedGroup,
     json_option,
     named_values,
     open_role,
+    placed,
     print_result,
     sectioned,
     shares,
 )
+from po_distill.role_paths import CONCEPTS, DATASET
 
 _PATH = click.Path(path_type=Path)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -35,7 +36,7 @@ _LOGS = "logs/distillation"
 @click.option(
     "--vary", "--input-path", "vary", type=click.Path(path_type=Path), help="JSONL of concepts to vary up to --count."
 )
-@click.option("--role", default="product_owner", show_default=True, help="Role to make concepts for.")
+@click.option("--role", default="product_owner", show_default=True, help=f"Role to make concepts for. {IN_PATHS}")
 @json_option
 def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, as_json: bool) -> None:
     """Make concepts with planted truth, or vary given ones."""
@@ -45,7 +46,7 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
     from po_distill.reporting import console
     from po_distill.source_rows import read_concepts, vary_all
 
-    opened = open_role(role, None, None)
+    opened, output = open_role(role, None, None), placed(output, role)
     made = vary_all(opened, read_concepts(vary, opened), count, seed) if vary else opened.generate_concepts(count, seed)
     write_jsonl(output, made)
     labels = Counter(concept.planted_label or "unknown" for concept in made)
@@ -82,7 +83,7 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
 @sectioned(
     "What is answered", "--watch", help="Ids of concepts to report one by one, with commas.  [default: the role's]"
 )
-@sectioned("What is answered", "--role", default="product_owner", show_default=True, help="Role to distil.")
+@sectioned("What is answered", "--role", default="product_owner", show_default=True, help=f"Role to distil. {IN_PATHS}")
 @sectioned("What is answered", "--contract", help="Prompt contract of the role.  [default: the role's first]")
 @sectioned("What is answered", "--prompt", "prompt_path", type=_PATH, help="File with another system prompt.")
 @sectioned(
@@ -166,6 +167,22 @@ def concepts(count: int, seed: int, output: Path, vary: Path | None, role: str, 
 )
 @sectioned("Output", "--output", "--output-path", "output", default=DATASET, show_default=True, type=_PATH)
 @sectioned("Output", "--contracts", help="Render rows under several contracts, by share: fenced=0.7,json=0.3.")
+@sectioned(
+    "Output",
+    "--demonstrations",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Rows that a prompt of the contract dspy shows, at most.",
+)
+@sectioned(
+    "Output",
+    "--demonstrated-characters",
+    default=6000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of such a row, prompt and target together.",
+)
 @sectioned("Output", "--stamp", help="Time written into each target, ISO 8601.  [default: the day of the answer]")
 @sectioned(
     "Output",
@@ -183,7 +200,7 @@ def dataset(
     watch: str | None, role: str, contract: str | None, prompt_path: Path | None, dry_run: bool, thinking: str | None,
     options: tuple[str, ...], project: str | None, location: str | None, allow_models: tuple[str, ...],
     held_out: tuple[Path, ...], near: float, contracts: str | None, stamp: str | None, shapes: tuple[str, ...],
-    workers: int | None, as_json: bool, **chosen: Any,
+    workers: int | None, demonstrations: int, demonstrated_characters: int, as_json: bool, **chosen: Any,
 ) -> None:  # fmt: skip
     """Let a teacher answer concepts, and build the gated dataset.
 
@@ -202,11 +219,13 @@ def dataset(
     from po_distill.stages.dataset_builder import DatasetBuilder, beside
 
     opened = open_role(role, contract, prompt_path)
+    input_path, output = placed(input_path, role), placed(output, role)
     if mix and not target:
         raise click.UsageError("--mix gives shares of a target: name it with --target.")
     builder = DatasetBuilder(
         opened, min_score=chosen["min_score"], metric=chosen["metric"], held_out=held_out, near=near,
-        contracts=shares(contracts), target=target, mix=shares(mix), stamp=stamp, shapes=shapes, workers=workers,
+        contracts=shares(contracts), demonstrations=demonstrations, demonstrated_characters=demonstrated_characters,
+        target=target, mix=shares(mix), stamp=stamp, shapes=shapes, workers=workers,
     )  # fmt: skip
     if has_answers(input_path, opened):
         built = builder.build_from(input_path, output, most=max_records)

@@ -11,23 +11,28 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from po_distill.errors import MissingExtraError, ProviderError, ProviderFault, SettingsError
 from po_distill.interfaces import Role
 from po_distill.providers.gguf_header import read_metadata
-from po_distill.records import Message, ProviderSettings, Request, Response, Usage
+from po_distill.records import Message, ProviderSettings, ProviderTraits, Request, Response, Usage
 
 _OPTIONS = ("n_ctx", "n_threads", "n_parallel", "n_gpu_layers", "stop", "timeout_s")
 _DEFAULT_CONTEXT = 8192
 _DEFAULT_TIMEOUT_S = 1800.0
+# JSON on one line. With white space left to it, a weak model writes little else. Once for each of the two languages
+# that llama.cpp can be built for: llguidance reads a key of the schema, a GBNF grammar has a rule of its own.
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_GBNF_SPACE = re.compile(r"^space ::= .*$", re.MULTILINE)
 
 
 class LlamaCppProvider:
@@ -37,6 +42,8 @@ class LlamaCppProvider:
     default the processors that this process may use), n_parallel (requests answered at a time, default 1),
     n_gpu_layers, stop (texts that end an answer), timeout_s. The model is loaded on the first request.
     """
+
+    traits: ClassVar[ProviderTraits] = ProviderTraits(structured_output=True)
 
     def __init__(self, settings: ProviderSettings, role: Role) -> None:
         if unknown := sorted(set(settings.options) - set(_OPTIONS)):
@@ -80,13 +87,16 @@ class LlamaCppProvider:
         if self._stop:
             body["stop"] = list(self._stop)
         if request.json_schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": request.json_schema}}
+            body["grammar"] = _grammar(request.json_schema)
         answer, latency_s = await self._ask("/v1/chat/completions", body)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
             finish = choice["finish_reason"]
+            text = choice["message"]["content"] or ""
+            if request.json_schema is not None:
+                _check_held(text, request.json_schema)
             return Response(
-                text=choice["message"]["content"] or "",
+                text=text,
                 model=self.path.name,
                 finish=finish if finish in ("stop", "length") else "other",
                 usage=Usage(
@@ -184,10 +194,7 @@ class LlamaCppProvider:
             return self._server
 
     def _start(self) -> Any:
-        try:
-            import xllamacpp
-        except ImportError as error:
-            raise MissingExtraError("xllamacpp", "llamacpp", "Running a GGUF file") from error
+        xllamacpp = _xllamacpp()
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(self.path)
         parameters.n_parallel = self._parallel
@@ -231,6 +238,34 @@ def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
         raise SettingsError(f"The option stop of llama_cpp is {value!r}.", "Give a text, or a list of texts.")
     return tuple(texts)
+
+
+def _grammar(schema: Mapping[str, Any]) -> str:
+    """What holds decoding to JSON of the schema, in llama.cpp's own words."""
+    grammar: str = _xllamacpp().json_schema_to_grammar({**schema, "x-guidance": _COMPACT})
+    return _GBNF_SPACE.sub('space ::= | " "', grammar)
+
+
+def _check_held(text: str, schema: Mapping[str, Any]) -> None:
+    """Raise ProviderError where an answer does not begin as JSON of the schema does.
+
+    llama.cpp says of a schema that it cannot read nothing but a line of its log, and decodes without it.
+    """
+    openings = {"object": "{", "array": "[", "string": '"'}.get(str(schema.get("type")), '{["-0123456789tfn')
+    if not text.startswith(tuple(openings)):
+        raise ProviderError(
+            "llama.cpp did not hold the answer to the JSON schema: it cannot read it.",
+            "Use fewer kinds of limits in the schema: no maxLength beside a pattern, only types that JSON has.",
+            fault="bad_answer",
+        )
+
+
+def _xllamacpp() -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingExtraError("xllamacpp", "llamacpp", "Running a GGUF file") from error
+    return xllamacpp
 
 
 def _context(metadata: dict[str, Any]) -> int:
