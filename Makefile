@@ -1,13 +1,17 @@
 # make quickstart   set up .venv and walk the whole road, offline
-# make test         set up .venv with the development tools; linters, types, layers, tests
+# make test         set up .venv with the development tools; linters, types, layers, tests but for the slow ones
+# make test-all     the slow tests too: whole roads, installed packages, runs killed again and again
 # make setup        set up .venv alone
+# make docs         build the site of the documentation into site/
+# make resolve      ask the package index whether each extra resolves, and all together
 
 PYTHON ?= python3
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is compiled ahead: most of what torch and transformers bring is never imported.
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 SLOWEST := tests/test_pipeline.py tests/stages/test_lora_trainer.py tests/test_benchmarks.py
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test test-all lint docs resolve clean
 
 setup: .venv/.ready
 
@@ -15,14 +19,26 @@ quickstart: setup
 	.venv/bin/po-distill quickstart
 
 # The slowest files first, so that no processor waits for the other at the end.
+PYTEST := .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(SLOWEST) tests
+
 test: lint
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(SLOWEST) tests
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
 
 lint: .venv/.ready-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# The variable silences what material says about its own future.
+docs: .venv/.ready-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+resolve: .venv/.ready-dev
+	PO_DISTILL_PACKAGE_INDEX=1 .venv/bin/pytest tests/test_packaging.py -m live
 
 clean:
 	rm -rf .venv
@@ -39,5 +55,5 @@ clean:
 	touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(PIP) --editable ".[vertex,http,ollama]" --group dev
+	$(PIP) --editable ".[vertex,http,ollama,dspy,tracking]" --group dev
 	touch $@

@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 from fake_teacher import MODEL, PROJECT, ROOT, TOKEN, FakeTeacher, concepts, fake_teacher, logged_nanousd, open_teacher
 
-from po_distill.answering import structured_role
+from po_distill.guaranteed import structured_role
 from po_distill.journal import Journal
 from po_distill.providers.gemini import request_body
 from po_distill.records import Concept, GenerationSettings, Request, TeacherSummary

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pydantic import JsonValue
 
 from po_distill import safe_yaml
-from po_distill.errors import InputError, PODistillError, ProviderError, UnreadableYAMLError
+from po_distill.errors import InputError, PODistillError, ProviderError, SettingsError, UnreadableYAMLError
 from po_distill.interfaces import Documents, Role
 from po_distill.records import (
     Answer,
@@ -45,6 +45,8 @@ class HaikuRole:
     contracts: ClassVar[tuple[str, ...]] = ("fenced",)
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None:
+        if contract not in (None, *self.contracts):
+            raise SettingsError(f"The role haiku has no contract {contract!r}.", "Its first is fenced.")
         self.contract = PromptContract(
             role=self.name,
             name=contract or "fenced",

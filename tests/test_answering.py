@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from haiku import CHEAP, PAID, SCRIPTED, HaikuRole, JsonHaikuRole, PaidProvider, ScriptedProvider, haiku, haiku_concept
-from po_distill.answering import ACCEPTED, Answering, structured_role, verdict_of
+from po_distill.answering import ACCEPTED, Answering, verdict_of
 from po_distill.calls import Caller, Limits, Retries
 from po_distill.errors import ProviderError, SettingsError
+from po_distill.guaranteed import structured_role
 from po_distill.journal import Journal
 from po_distill.records import Completion, Concept, GenerationSettings, ProviderSettings, Rejection, Score, Violation
 

@@ -57,3 +57,13 @@ def test_the_intervals_of_the_statistics_benchmark_hold_the_truth_as_often_as_th
     found = run("paired_statistics.py", "--studies", "300", "--resamples", "400")
     assert 0.90 <= float(str(found["lowest_coverage"])) <= float(str(found["highest_coverage"])) <= 1.0
     assert float(str(found["highest_false_pass"])) <= 0.08  # by chance, over 300 studies
+
+
+def test_the_plans_memory_is_estimated_as_the_layers_keep_it() -> None:
+    found = run("training_7b.py")
+    assert found["parameters"] == 7_248_023_552
+    assert abs(float(str(found["traced_over_estimated"])) - 1) < 0.01
+    estimates = found["estimates"]
+    assert isinstance(estimates, dict)
+    assert estimates["40 GB"]["fits"] and not estimates["40 GB"]["checkpoint_activations"]
+    assert not estimates["12 GB"]["fits"] and estimates["12 GB, nf4"]["fits"]

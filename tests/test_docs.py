@@ -1,44 +1,45 @@
-"""The documentation says what the code does: commands, options, settings, links, and code that runs."""
+"""The documentation says what the code does: commands, options, settings, links, names. Its code runs in
+test_docs_blocks.py.
+"""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 import pytest
 from pydantic import BaseModel
 
-from po_distill import Concept, DatasetBuilder, Launcher, Provider, ProviderSettings, Request, Teacher
+import po_distill.dspy
+from documentation import DOCS, PAGES, ROOT, blocks_of, name_of, prose_of
+from po_distill import DatasetBuilder, Launcher, Provider, ProviderSettings, Request, Teacher, errors, records, testing
 from po_distill.cli import cli
 from po_distill.records import BaseModelSpec
 from po_distill.settings import Settings
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-# The report is what a run writes, not what somebody wrote.
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md"] + [
-    page for page in sorted(DOCS.glob("*.md")) if page.name not in ("po_distillation_report.md", "plan.md")
-]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [body for found, body in FENCE.findall(page.read_text()) if found == language]
+# Links that leave the documentation. Nothing fetches them: who adds one has looked at it.
+ELSEWHERE = {
+    "https://keepachangelog.com/en/1.1.0/",
+    "https://semver.org/",
+}
 
 
 def commands() -> list[tuple[Path, str]]:
     """Every `po-distill ...` line of a bash block, with its continuation lines."""
     return [
-        (page, line.strip())
+        (block.page, re.sub(r"^([A-Z_]+=\S+ )+", "", line))
         for page in PAGES
-        for block in blocks(page, "bash")
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.strip().startswith("po-distill")
+        for block in blocks_of(page)
+        if block.language == "bash"
+        for line in block.commands()
+        if re.match(r"([A-Z_]+=\S+ )*po-distill ", line)
     ]
 
 
@@ -75,7 +76,9 @@ def test_the_documentation_shows_every_command() -> None:
     assert set(cli.commands) <= shown
 
 
-@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("page", "line"), commands(), ids=lambda value: name_of(value) if isinstance(value, Path) else value
+)
 def test_every_command_shown_is_one_that_the_command_line_takes(page: Path, line: str) -> None:
     _, *arguments = shlex.split(line, comments=True)
     name, *rest = [argument for argument in arguments if argument != "--debug"]
@@ -86,40 +89,84 @@ def test_every_command_shown_is_one_that_the_command_line_takes(page: Path, line
         command.make_context(name, rest)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_option_named_in_running_text_exists(page: Path) -> None:
     groups = [command for command in cli.commands.values() if isinstance(command, click.Group)]
     all_commands = (cli, *cli.commands.values(), *(c for group in groups for c in group.commands.values()))
     known = {opt for command in all_commands for p in command.params for opt in (*p.opts, *p.secondary_opts)}
     known |= {"--help", "--version", "--check", "--no-deps", "--target"}
-    text = FENCE.sub("", page.read_text())
+    text = prose_of(page)
     if page.name == "from-the-scripts.md":  # its left columns are the scripts' own
         text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - known == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    text = FENCE.sub("", page.read_text())
-    for target in re.findall(r"\]\(([^)\s]+)\)|src(?:set)?=\"([^\"]+)\"", text):
-        link = target[0] or target[1]
-        if "://" in link or link.startswith("mailto:"):
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    for link in _links(page):
+        if ":" in link:
             continue
         path, _, anchor = link.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), link
+        assert file.is_relative_to(ROOT), link
         if anchor and file.suffix == ".md":
             assert anchor in _anchors(file), link
 
 
+def test_every_link_that_leaves_the_documentation_is_listed() -> None:
+    assert {link for page in PAGES for link in _links(page) if ":" in link} == ELSEWHERE
+
+
+def _links(page: Path) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", prose_of(page))
+    return [markdown or html for markdown, html in found]
+
+
 def _anchors(page: Path) -> set[str]:
-    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_index_leads_to_every_page() -> None:
-    text = (DOCS / "index.md").read_text()
-    assert [page.name for page in PAGES[2:] if page.name != "index.md" and f"({page.name})" not in text] == []
+    reached = {(DOCS / link.partition("#")[0]).resolve() for link in _links(DOCS / "index.md") if ":" not in link}
+    pages = [page for page in PAGES[2:] if page.parent != DOCS / "reference"] + [DOCS / "reference/index.md"]
+    assert [name_of(page) for page in pages if page not in reached and page.name != "index.md"] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+    public = {f"po_distill.{name}": getattr(po_distill, name) for name in po_distill.__all__}
+    public |= {f"{home.__name__}.{name}": value for home in (errors, records) for name, value in _classes(home).items()}
+    public |= {f"{door.__name__}.{name}": None for door in (po_distill.dspy, testing) for name in door.__all__}
+    # By that name, by the name at home, or with all that is at home.
+    assert [
+        name
+        for name, value in public.items()
+        if not shown & {name, home := getattr(value, "__module__", ""), f"{home}.{getattr(value, '__name__', '')}"}
+    ] == []
+
+
+def _classes(module: ModuleType) -> dict[str, type]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, type)}
+
+
+def test_the_tree_of_errors_is_the_codes() -> None:
+    (tree,) = (block.body for block in blocks_of(DOCS / "reference/errors.md") if block.language == "text")
+    assert tree.strip() in str(errors.__doc__)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the group docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # material says so that it is at the end of its life
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=quiet)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        fetched = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', page.read_text())
+        assert fetched == [], page
 
 
 def test_the_figure_is_well_formed_and_readable_in_light_and_dark() -> None:
@@ -134,8 +181,8 @@ def test_the_figure_is_well_formed_and_readable_in_light_and_dark() -> None:
 
 
 def test_no_page_names_a_folder_of_somebodys_machine() -> None:
-    for page in (*PAGES, *DOCS.glob("*.py"), *(ROOT / "examples").iterdir()):
-        if page.is_file():
+    for page in (*PAGES, *DOCS.glob("*.py"), *(ROOT / "examples").rglob("*.*")):
+        if page.is_file() and page.suffix != ".pyc":
             assert not re.search(r"(?<![\w.])/(?:home|root|work|Users|tmp)/", page.read_text()), page
 
 
@@ -147,9 +194,9 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The Python blocks of plugins.md, each a module, by the class or constant that it is about."""
     folder = tmp_path_factory.mktemp("plugins")
     found: dict[str, Any] = {}
-    for number, block in enumerate(blocks(DOCS / "plugins.md", "python")):
+    for number, block in enumerate(b for b in blocks_of(DOCS / "plugins.md") if b.language == "python"):
         path = folder / f"docs_plugin_{number}.py"
-        path.write_text(block)
+        path.write_text(block.body)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -188,18 +235,3 @@ def test_the_documented_base_model_is_a_specification(plugins: dict[str, Any]) -
 def test_the_documented_launcher_runs_a_command_to_its_end(plugins: dict[str, Any]) -> None:
     launcher: Launcher = plugins["NiceLauncher"]()
     assert launcher.run([sys.executable, "-c", "import sys; sys.exit(3)"], {}) == 3
-
-
-def test_python_in_the_other_pages_compiles() -> None:
-    for page in PAGES:
-        for block in blocks(page, "python"):
-            compile(block, str(page), "exec")
-
-
-def test_the_readme_says_what_the_library_does_in_code_that_runs(tmp_path: Path) -> None:
-    block = next(block for block in blocks(ROOT / "README.md", "python") if "Teacher" in block)
-    result = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert Concept(concept_id="a", concept="b", requirements_yaml="c") and (tmp_path / "artifacts").is_dir()

@@ -57,6 +57,14 @@ def test_the_provider_example_is_asked_and_scored(tmp_path: Path) -> None:
     assert [line.split()[-1] for line in lines] == ["aligned", "needs_adjustment", "misaligned"]
 
 
+def test_the_dspy_example_asks_optimizes_and_evaluates_one_program(tmp_path: Path) -> None:
+    pytest.importorskip("dspy")
+    said = run("dspy_product_owner.py", folder=tmp_path)
+    assert 'status: "' in said
+    assert "kept as a demonstration: True" in said
+    assert "valid 100%" in said
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_name_that_an_example_imports_exists(script: Path) -> None:
     for node in ast.walk(ast.parse(script.read_text())):

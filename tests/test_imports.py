@@ -11,12 +11,14 @@ HEAVY = ("torch", "transformers", "google", "dspy", "xllamacpp", "peft", "trl", 
 
 _PROBE = """
 import runpy, sys
+before = set(sys.modules)  # a package may put its namespace there whenever Python starts
 sys.argv = ["po-distill", *{arguments!r}]
 try:
     {statement}
 except SystemExit:
     pass
-print([name for name in {heavy!r} if name in sys.modules])
+loaded = {{name for name in sys.modules if name not in before}}
+print([heavy for heavy in {heavy!r} if any(name == heavy or name.startswith(heavy + ".") for name in loaded)])
 """
 
 
@@ -27,6 +29,7 @@ print([name for name in {heavy!r} if name in sys.modules])
         ("from po_distill.cli import main; main()", ["--help"]),
         ("from po_distill.cli import main; main()", ["train", "--help"]),
         ("from po_distill.cli import main; main()", ["plugins", "--json"]),
+        ("import po_distill.dspy", []),
         ("from po_distill import Teacher, DatasetBuilder, product_owner_metric, Concept", []),
     ],
 )

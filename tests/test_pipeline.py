@@ -64,7 +64,7 @@ def test_the_whole_road_makes_every_artifact_and_a_second_run_keeps_all(workplac
         workplace / "artifacts/distillation/po_teacher_dataset.jsonl",
         workplace / "docs/po_distillation_report.md",
         teacher_log(workplace),
-        workplace / "logs/distillation/train_po_student_v1.jsonl",
+        workplace / "logs/distillation/po_student_v1.log",
         version / "adapter/adapter_config.json",
         version / "adapter/adapter_model.safetensors",
         version / "po_student_v1_lora.safetensors",
@@ -93,6 +93,7 @@ def test_the_whole_road_makes_every_artifact_and_a_second_run_keeps_all(workplac
     assert {path: path.stat().st_mtime_ns for path in version.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_each_stage_goes_on_and_repeats_no_finished_one(workplace: Path) -> None:
     durations: dict[str, float] = {}
     for name in STAGES:

@@ -215,6 +215,20 @@ def test_an_answer_that_production_cannot_read_is_exit_status_three(place: Path,
     assert "Not passed: production cannot read the answer as it stands." in run().stdout
 
 
+def test_a_model_that_leaves_a_document_out_is_readable_where_decoding_is_held(place: Path, server: FakeOllama) -> None:
+    write_config(place, server, "forgetful")
+    result = run("--guaranteed-valid", "--show", "--json")
+    found = SmokeResult.model_validate_json(result.stdout)
+    assert (result.exit_code, found.readable, found.finish) == (0, True, "stop")
+    assert found.documents == {"product_vision": True, "product_owner_review": True}
+    assert found.answer is not None and found.answer.startswith("```yaml VISION\n")
+
+
+def test_a_provider_that_holds_answers_to_nothing_cannot_guarantee_any(place: Path) -> None:
+    with pytest.raises(SettingsError, match="does not hold answers to a JSON schema"):
+        ask_as_production(ROLE, RoleModel(SCRIPTED, "m", None, None, None, "a test"), CONCEPT, guaranteed_valid=True)
+
+
 def test_a_cut_answer_is_exit_status_three(place: Path, server: FakeOllama) -> None:
     write_config(place, server, max_tokens=20)
     result = run("--json")

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from po_distill.stages.merger import Merger
     from po_distill.stages.packager import Packager
     from po_distill.stages.teacher import Teacher
+    from po_distill.valid_answers import ValidAnswers, valid_answer
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ _HOMES = {
     "stages.merger": ("Merger",),
     "stages.packager": ("Packager",),
     "stages.teacher": ("Teacher",),
+    "valid_answers": ("ValidAnswers", "valid_answer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -99,6 +101,8 @@ __all__ = [  # noqa: RUF022 - in the order of the road; the names above, spelled
     "Integration",
     "resolve_role_model",
     "RoleModel",
+    "ValidAnswers",
+    "valid_answer",
     "distill",
     "DistillResult",
     "Settings",

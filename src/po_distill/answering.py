@@ -21,6 +21,7 @@ from po_distill.artifacts import digest_value
 from po_distill.calls import Answered, Caller
 from po_distill.errors import InputError, NotAskedError, PODistillError, ProviderError
 from po_distill.gate import gravity
+from po_distill.guaranteed import structured_role
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.metric import Metric
@@ -37,9 +38,6 @@ from po_distill.records import (
 )
 
 ACCEPTED = "accepted"
-STRUCTURED = "json"
-"""The contract that a role is asked under where the provider holds the answer to its JSON schema."""
-
 _OTHER_SEEDS = 3
 _MOST_FINDINGS = 12
 
@@ -65,18 +63,6 @@ def verdict_of(score: Score | None, min_score: float) -> str:
     if not score.valid:
         return "unreadable"
     return ACCEPTED if score.value >= min_score else "score_below_minimum"
-
-
-def structured_role(role: Role) -> Role | None:
-    """The role as it asks for structured output: under its contract `json`; None where it has no such contract.
-
-    A system text of the user's own stays what it is: the schema, not the prompt, decides the form.
-    """
-    if STRUCTURED not in role.contracts:
-        return None
-    own = type(role)(contract=role.contract.name).contract.system
-    prompt = None if role.contract.system == own else role.contract.system
-    return type(role)(contract=STRUCTURED, prompt=prompt)
 
 
 class Answering:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from po_distill.artifacts import now
 from po_distill.calls import Caller, Retries
 from po_distill.errors import ProviderError
+from po_distill.guaranteed import GuaranteedForm, check_traits
 from po_distill.interfaces import Role
 from po_distill.interrupts import event_loop_steps
 from po_distill.journal import Journal
@@ -39,7 +40,7 @@ class CandidateAsking:
     `interleaved` asks all of them in turn, so many cases each as calls are in flight, and holds all of them open;
     without it each is asked alone, one after the other. A provider that is paid for is always asked alone: what is in
     flight there is awaited when the run is stopped. `tries` is how often a candidate is asked until production can
-    read its answer; every answer is kept.
+    read its answer; every answer is kept. `guaranteed_valid` has answers decoded under a JSON schema.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class CandidateAsking:
         concurrency: int = 1,
         tries: int = 1,
         interleaved: bool = True,
+        guaranteed_valid: bool = False,
         log_path: Path | str | None = None,
         retries: Retries = _RETRIES,
     ) -> None:
         self._role, self._journal, self._generation = role, journal, generation
+        self._form = GuaranteedForm(role) if guaranteed_valid else None
         self._concurrency, self._tries, self._interleaved = concurrency, tries, interleaved
         self._log_path, self._retries = log_path, retries
 
@@ -69,7 +72,7 @@ class CandidateAsking:
         return answers
 
     def _caller(self, settings: ProviderSettings) -> Caller:
-        return Caller(
+        caller = Caller(
             settings,
             self._role,
             self._journal,
@@ -77,6 +80,9 @@ class CandidateAsking:
             log_path=self._log_path,
             retries=self._retries,
         )
+        if self._form is not None:
+            check_traits(caller.traits, settings.provider)
+        return caller
 
     def _asked(
         self, callers: Mapping[str, Caller], candidates: Mapping[str, ProviderSettings], cases: Sequence[Concept]
@@ -103,11 +109,16 @@ class CandidateAsking:
         for attempt in range(self._tries):
             # The same words under another seed: a greedy model will say the same again, a sampling one may not.
             generation = self._generation.model_copy(update={"seed": attempt}) if attempt else self._generation
-            request = Request(messages=self._role.render(concept), generation=generation, concept=concept)
+            request = self._request(concept, generation)
             found.append(await self._one_answer(request, concept, settings, caller, attempt))
             if self._tries == 1 or self._role.score(concept, found[-1].text).valid:
                 break
         return Tries(tuple(found))
+
+    def _request(self, concept: Concept, generation: GenerationSettings) -> Request:
+        if self._form is not None:
+            return self._form.request(concept, generation)
+        return Request(messages=self._role.render(concept), generation=generation, concept=concept)
 
     async def _one_answer(
         self, request: Request, concept: Concept, settings: ProviderSettings, caller: Caller, attempt: int
@@ -129,9 +140,11 @@ class CandidateAsking:
                 created_at=now(),
             )
         response = answered.response
+        text = self._form.written(response, answered.answered_at) if self._form is not None else response.text
         return Completion(
             concept=concept,
-            text=response.text,
+            text=text,
+            raw=response.text if text != response.text else None,
             model=response.model,
             provider=settings.provider,
             contract_digest=digest,

@@ -15,11 +15,14 @@ from po_distill.commands.inspect import inspect
 from po_distill.commands.integration import promote, promotions, rollback
 from po_distill.commands.journal import journal
 from po_distill.commands.metric import metric
+from po_distill.commands.mipro_time import mipro_time
+from po_distill.commands.new import new
 from po_distill.commands.options import EXIT_INTERRUPTED, EXIT_PROBLEM
 from po_distill.commands.road import quickstart, run
 from po_distill.commands.smoke import export, smoke
-from po_distill.commands.student import merge, package, train
+from po_distill.commands.student import merge, package
 from po_distill.commands.teacher import concepts, dataset
+from po_distill.commands.training import train
 from po_distill.errors import PODistillError
 
 
@@ -59,7 +62,8 @@ for _command in (
     *(quickstart, run),
     *(concepts, dataset, train, merge, package, evaluate),
     *(promote, rollback, promotions, smoke, export),
-    *(inspect, journal, metric, plugins, doctor),
+    mipro_time,
+    *(inspect, journal, metric, plugins, new, doctor),
 ):
     cli.add_command(_command)
 

@@ -121,8 +121,8 @@ class Gate:
         as_it_stands: bool = False,
     ) -> None:
         self._role, self._metric, self._min_score, self._stamp, self._day = role, metric, min_score, stamp, day
-        self._roles = contract_roles(role)
         self._shares = dict(shares or {role.contract.name: 1.0})
+        self._roles = {name: under_contract(role, name) for name in {role.contract.name, *self._shares}}
         self._as_it_stands = as_it_stands
 
     def look(self, item: RawRow | Recorded | Rejection) -> Look:
@@ -227,7 +227,11 @@ class Gate:
         return inspect(concept, text) if inspect is not None else _NOTHING
 
     def _is_foreign(self, concept: Concept, prompt: tuple[Message, ...]) -> bool:
-        return all(role.render(concept) != prompt for role in self._roles.values())
+        knows: Any = getattr(self._role, "knows_prompt", None)
+        if knows is not None:
+            return not knows(concept, prompt)
+        names = {self._role.contract.name, *self._role.contracts}
+        return all(self._under(name).render(concept) != prompt for name in names)
 
     def _role_of(self, concept: Concept, answer: Answer) -> Role:
         """The role under the contract that a target is rendered in: the same for a concept and its variations.
@@ -235,7 +239,7 @@ class Gate:
         Where answers are looked at as they stand it is the contract whose form the answer has.
         """
         if self._as_it_stands:
-            return self._roles.get(answer.contract or "", self._role)
+            return self._under(answer.contract) if answer.contract in self._role.contracts else self._role
         if len(self._shares) == 1:
             return self._roles[next(iter(self._shares))]
         point = share_of(f"contract\n{group_of(concept)}")
@@ -243,13 +247,19 @@ class Gate:
         names = (name for name, until in zip(self._shares, reached, strict=True) if point < until)
         return self._roles[next(names, next(reversed(self._shares)))]  # the sum may be a rounding under 1
 
+    def _under(self, contract: str) -> Role:
+        """The role under a contract, opened when a row first needs it: one may want a package that is not there."""
+        if contract not in self._roles:
+            self._roles[contract] = under_contract(self._role, contract)
+        return self._roles[contract]
 
-def contract_roles(role: Role) -> dict[str, Role]:
-    """The role under each of its contracts, by name; a system text of the user's own is in each."""
+
+def under_contract(role: Role, name: str) -> Role:
+    """The role under another of its contracts; a system text of the user's own is in each."""
+    if name == role.contract.name:
+        return role
     own = type(role)(contract=role.contract.name).contract.system
-    prompt = None if role.contract.system == own else role.contract.system
-    others = {name: type(role)(contract=name, prompt=prompt) for name in role.contracts if name != role.contract.name}
-    return {role.contract.name: role, **others}
+    return type(role)(contract=name, prompt=None if role.contract.system == own else role.contract.system)
 
 
 def asked_of(concept: Concept) -> Asked:

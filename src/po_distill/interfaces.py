@@ -1,4 +1,4 @@
-"""What a plugin author implements: Provider, Role, Launcher.
+"""What a plugin author implements: Provider, Role, Launcher or JobLauncher.
 
 A base model is data (`records.BaseModelSpec`) and needs no protocol. Each kind is registered by an
 entry point: `po_distill.providers`, `po_distill.roles`, `po_distill.base_models`,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import JsonValue
@@ -22,6 +23,7 @@ from po_distill.records import (
     Request,
     Response,
     Score,
+    TrainingJob,
     Violation,
 )
 
@@ -81,6 +83,14 @@ class Role(Protocol):
     # answer failed, the gravest cause first (`expected` is the right class); `repair(text) -> str | None` makes an
     # unreadable answer readable, for the counterfactual; `coverage(concept, documents) -> float | None` is the share of
     # what was asked that the answer deals with.
+    # For DSPy programs: a contract named `dspy`, in the form of `dspy_form`; `signature() -> type[dspy.Signature]` of
+    # that program; `demonstrated` names the contracts whose prompts may show answered concepts;
+    # `render_with(concept, demonstrations) -> messages` puts them in, each as (concept, target), under instructions
+    # that the concept may decide; `knows_prompt(concept, prompt) -> bool` says whether a prompt is one of these, or any
+    # other of the role's; `other_instructions` are texts that say the job in other words.
+    # For guaranteed-valid answers: `decoding_schema(concept, max_tokens) -> dict` is what decoding about a concept is
+    # held to, with a limit to every list and text, so that no answer has more than two characters for each token; by
+    # default `json_schema()` with limits.
 
     def __init__(self, contract: str | None = None, prompt: str | None = None) -> None: ...
 
@@ -157,8 +167,37 @@ class Role(Protocol):
 
 
 class Launcher(Protocol):
-    """Where a training run runs. The entry point names a class that is called without arguments."""
+    """Where a training run runs, on machines that see the files of this one.
+
+    The entry point names a class that is called with the user's options by keyword; it may have none. What its
+    `__init__` does not name is refused before, and so is what `pydantic.validate_call` on it refuses.
+    """
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run the command to its end and return its exit status; its output goes to ours."""
+        ...
+
+
+@runtime_checkable
+class JobLauncher(Protocol):
+    """Where a training run runs, on machines that see no file of this one: it gets the run as a whole, not a command.
+
+    It is registered, and opened, as a `Launcher` is.
+    """
+
+    def train(self, job: TrainingJob, folder: Path, environment: Mapping[str, str]) -> int:
+        """Do the job there, to its end, and put the adapter's files into `folder`; the run's exit status.
+
+        There the job has paths of its own, and `python -m po_distill.weights.lora_training JOB.json` does it, with
+        `environment` on top of that machine's. What it wrote to its log goes to `job.log_path`, and `failure.json`,
+        which it leaves under its `work_path`, to ours. Called again after a kill, it goes on with what it began.
+        """
+        ...
+
+    def describe(self, job: TrainingJob) -> Mapping[str, JsonValue]:
+        """What `train` would start, as data, for a dry run; nothing is asked, sent or paid for."""
+        ...
+
+    def estimate(self, job: TrainingJob) -> str:
+        """What it would cost, in a sentence for people."""
         ...

@@ -12,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from po_distill.plugins import check_plugins
+
 # extra -> packages that it brings, and what it is for
 _EXTRAS = {
     "train": (("torch", "transformers", "peft", "trl"), "training and merging"),
@@ -37,7 +39,8 @@ class Check(NamedTuple):
 
 def examine() -> list[Check]:
     """All checks, in the order of the road."""
-    return [*(_extra(name) for name in _EXTRAS), _embedded_model(), _accelerator(), _memory(), _disk(), _ollama()]
+    machine = (_embedded_model(), _accelerator(), _memory(), _disk(), _ollama())
+    return [*(_extra(name) for name in _EXTRAS), _plugins(), *machine]
 
 
 def _extra(name: str) -> Check:
@@ -45,6 +48,13 @@ def _extra(name: str) -> Check:
     versions = {package: _version(package) for package in packages}
     found = ", ".join(f"{package} {version or 'missing'}" for package, version in versions.items())
     return Check(f"extra [{name}]", all(versions.values()), found, f'{purpose}: pip install "po-distill[{name}]"')
+
+
+def _plugins() -> Check:
+    checked = check_plugins()
+    broken = [f"{info.name} ({info.package})" for info, problem in checked if problem]
+    found = f"{len(checked) - len(broken)} load" + (f", broken: {', '.join(broken)}" if broken else "")
+    return Check("plugins", not broken, found, "Run: po-distill plugins --check. It says why each does not load.")
 
 
 def _embedded_model() -> Check:

@@ -6,6 +6,8 @@ run whose training inputs changed begins a new version.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,9 +69,9 @@ class _Road:
     """One run over the stages."""
 
     def __init__(self, settings: Settings, *, fresh: bool) -> None:
-        self.settings = settings
         self.role: Role = load("roles", settings.role)(contract=settings.contract, prompt=settings.prompt_text())
-        self.models = Path(settings.models)
+        self.settings = settings.placed(self.role)
+        self.models = Path(self.settings.models)
         self.run = RunState(self.models, self.role.version_stem, fresh=fresh)
 
     def walk(self) -> DistillResult:
@@ -81,7 +83,7 @@ class _Road:
         merged = self._merge(adapter)
         package = self._package(merged)
         base_gguf = self._base_gguf() if self.settings.evaluate.base else None
-        report = self._evaluate(dataset, completions, package, base_gguf)
+        report = self._evaluate(dataset, completions, adapter, package, base_gguf)
         return DistillResult(
             version=self.run.version,
             folder=str(self.folder),
@@ -172,6 +174,8 @@ class _Road:
                 held_out=wanted.held_out,
                 near=wanted.near,
                 contracts=wanted.contracts,
+                demonstrations=wanted.demonstrations,
+                demonstrated_characters=wanted.demonstrated_characters,
                 shapes=wanted.shapes,
             )
             return builder.build(artifacts.read_records(completions_path, Completion), path)
@@ -202,21 +206,8 @@ class _Road:
             if manifest and "train" in manifest.stages:  # killed between the trainer's note and ours
                 return artifacts.read_record(record_path, Adapter)
             self._require_fit(dataset)
-            trainer = LoRATrainer(
-                base=wanted.base,
-                lora=wanted.lora,
-                epochs=wanted.epochs,
-                batch=wanted.batch,
-                learning_rate=wanted.lr,
-                max_seq_len=wanted.max_seq_len,
-                max_samples=wanted.max_samples,
-                max_steps=wanted.max_steps,
-                minutes=wanted.minutes,
-                seed=wanted.seed,
-                quantization_aware=wanted.quantization_aware,
-                launcher=wanted.launcher,
-            )
-            log_path = Path(self.settings.logs) / f"train_{self.run.version}.jsonl"
+            trainer = LoRATrainer(**wanted.for_trainer())
+            log_path = Path(self.settings.logs) / f"{self.run.version}.log"
             return trainer.train(dataset, self.folder, log_path=log_path)
 
         outputs = {"adapter": adapter_path}
@@ -298,7 +289,7 @@ class _Road:
         return path
 
     def _evaluate(
-        self, dataset: Dataset, completions: Path, package: OllamaPackage, base_gguf: Path | None
+        self, dataset: Dataset, completions: Path, adapter: Adapter, package: OllamaPackage, base_gguf: Path | None
     ) -> EvaluationReport:
         wanted = self.settings.evaluate
         record_path = self.folder / "evaluation.json"
@@ -313,7 +304,7 @@ class _Road:
                 train_path=dataset.paths["train"],
                 subset=wanted.subset,
                 provider=wanted.provider,
-                max_tokens=wanted.max_tokens,
+                max_tokens=wanted.max_tokens or room_for_answers(dataset.paths["train"], adapter.path),
                 concurrency=wanted.concurrency,
                 gate=wanted.gate,
                 min_valid_share=wanted.min_valid_share,
@@ -332,6 +323,14 @@ class _Road:
         return self.run.stage(
             "evaluate", depends_on, outputs, work, lambda: artifacts.read_record(record_path, EvaluationReport)
         )
+
+
+def room_for_answers(data_path: Path | str, tokenizer_path: Path | str) -> int:
+    """Tokens that an answer should fit into: an eighth more than the longest of the training rows."""
+    from po_distill.weights.tokenization import load_tokenizer, tokenize_file
+
+    rows = tokenize_file(data_path, load_tokenizer(Path(tokenizer_path)), max_seq_len=sys.maxsize)
+    return math.ceil(1.125 * max(row.answer_tokens for row in rows))
 
 
 def open_teacher(role: Role, wanted: TeacherSettings, logs: Path) -> Teacher:

@@ -69,9 +69,9 @@ def find_provider(name: str) -> Callable[[ProviderSettings, Role], Provider]:
         return cast("Callable[[ProviderSettings, Role], Provider]", plugins.load("providers", name))
     try:
         return cast("Callable[[ProviderSettings, Role], Provider]", getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         raise PluginError(
-            f"The provider {name!r} does not load: {error}.",
+            f"The provider {name!r} does not load: {type(error).__name__}: {error}.",
             "Name a plugin (`po-distill plugins` lists them), or module:Class of a module on the Python path.",
         ) from error
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -16,6 +16,10 @@ from po_distill.artifacts import read_text
 from po_distill.errors import SettingsError
 from po_distill.plugins import nearest
 from po_distill.records import Fraction, LoRASettings, Quantization
+from po_distill.role_paths import CONCEPTS, DATASET, REPORT, of_role
+
+if TYPE_CHECKING:
+    from po_distill.interfaces import Role
 
 Positive = Annotated[int, Field(gt=0)]
 Level = Annotated[str, Field(pattern="^[A-Za-z]")]
@@ -29,7 +33,7 @@ class _Section(BaseModel):
 class ConceptSettings(_Section):
     """Which concepts are answered."""
 
-    path: str = "artifacts/synthetic/product_owner/concepts.jsonl"
+    path: str = CONCEPTS  # JSONL; a file of your own is used as it is
     count: Positive = 228  # how many to make where `path` does not exist, or to vary `vary` to
     seed: int = 7
     vary: str | None = None  # JSONL of concepts to vary instead of generating
@@ -66,12 +70,14 @@ class TeacherSettings(_Section):
 class DatasetSettings(_Section):
     """What of the answers is trained on."""
 
-    path: str = "artifacts/distillation/po_teacher_dataset.jsonl"
+    path: str = DATASET  # JSONL of the training rows; the other files of the dataset lie beside it
     validation_share: Fraction = 0.05
     test_share: Fraction = 0.1
     held_out: list[str] = Field(default_factory=list)  # files that no row may be in, exactly or nearly
     near: Annotated[float, Field(gt=0, le=1)] = 0.9  # similarity from which rows of one class are duplicates
     contracts: dict[str, Fraction] | None = None  # shares of the contracts that rows are rendered in; null is one
+    demonstrations: Annotated[int, Field(ge=0)] = 2  # rows that a prompt of the contract dspy shows, at most
+    demonstrated_characters: Positive = 6000  # of such a row, prompt and target together
     shapes: list[str] = Field(default_factory=list)  # also written as messages, prompt_completion, parquet
 
 
@@ -89,8 +95,24 @@ class TrainSettings(_Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     seed: int = 7
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
+    warmup: Fraction = 0.03  # share of the steps over which the learning rate rises; runs under 20 steps have none
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # a LoRA of three passes is held back by its rank alone
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of base and arithmetic; the adapter's is float32
+    quantize_base: Literal["nf4"] | None = None  # QLoRA: the base in 4 bits, on a CUDA GPU
+    evaluate_every: Annotated[int, Field(ge=0)] | None = None  # steps between held-out losses; null is about ten a run
+    generate_cases: Annotated[int, Field(ge=0)] | None = None  # held-out cases to answer; null is 4 on a GPU, else 0
+    patience: Positive | None = None  # held-out losses without a better one until the run stops; null never stops
+    save_every: Positive | None = None  # steps between checkpoints; null is about a minute's
+    report_to: list[str] = Field(default_factory=list)  # tensorboard, wandb, mlflow
     launcher: str = "local"
+    launcher_options: dict[str, JsonValue] = Field(default_factory=dict)  # its own, such as processes: 2
     allow: list[str] = Field(default_factory=list)  # rules of `dataset check` that the dataset may break
+
+    def for_trainer(self) -> dict[str, Any]:
+        """The settings by the names of LoRATrainer's arguments."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in ("lr", "allow")}
+        return {**values, "learning_rate": self.lr}
 
 
 class PackageSettings(_Section):
@@ -106,15 +128,15 @@ class EvaluateSettings(_Section):
     subset: Positive | None = 50  # held-out cases, equally many of each verdict and tier; None takes all
     provider: str = "llama_cpp"  # the runtime of student and base
     base: bool = True  # judge the base model beside the student
-    max_tokens: Positive = 4096
+    max_tokens: Positive | None = 4096  # longest answer; None is an eighth more than the longest of the training
     concurrency: Positive = 1  # calls at a time; seconds per call are honest at 1
     gate: str | None = None  # production, basic, or a YAML file of rules; null is production, where there is a teacher
     min_valid_share: Fraction | None = None  # least share of answers that production can read, in place of the gate's
-    report: str = "docs/po_distillation_report.md"
+    report: str = REPORT  # Markdown; `.html` and `.json` lie beside it
 
 
 class Settings(_Section):
-    """All settings of `po-distill run`."""
+    """All settings of `po-distill run`. In paths `{role}` and `{stem}` stand for the role (`role_paths`)."""
 
     role: str = "product_owner"
     contract: str | None = None  # None is the role's default
@@ -132,10 +154,21 @@ class Settings(_Section):
         """The system text of the file `prompt` names; None without one."""
         return read_text(self.prompt) if self.prompt else None
 
+    def placed(self, role: Role) -> Settings:
+        """These settings with the role in their paths."""
+        sections = {
+            "concepts": self.concepts.model_copy(update={"path": of_role(self.concepts.path, role)}),
+            "dataset": self.dataset.model_copy(update={"path": of_role(self.dataset.path, role)}),
+            "evaluate": self.evaluate.model_copy(update={"report": of_role(self.evaluate.report, role)}),
+        }
+        folders = {name: of_role(getattr(self, name), role) for name in ("models", "logs")}
+        return self.model_copy(update={**sections, **folders})
 
-def quickstart_settings(minutes: float) -> Settings:
+
+def quickstart_settings(minutes: float, role: str = "product_owner") -> Settings:
     """The whole road on a bare machine: offline, on two cores, with `minutes` of training."""
     return Settings(
+        role=role,
         concepts=ConceptSettings(count=400),
         dataset=DatasetSettings(validation_share=0.02, test_share=0.15),
         train=TrainSettings(
@@ -147,8 +180,9 @@ def quickstart_settings(minutes: float) -> Settings:
             max_steps=44,  # where the loss has come down; `minutes` ends it sooner on a slow machine
             minutes=minutes,
             quantization_aware="q4_0",
+            evaluate_every=0,  # a run of minutes keeps them for its steps
         ),
-        evaluate=EvaluateSettings(subset=30, max_tokens=512, concurrency=2, gate="basic"),
+        evaluate=EvaluateSettings(subset=30, max_tokens=None, concurrency=2, gate="basic"),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import JsonValue, ValidationError
 from po_distill import plugins
 from po_distill.calls import Answered, Caller, Retries
 from po_distill.errors import PluginError, ProviderError, SettingsError
+from po_distill.guaranteed import GuaranteedForm, check_traits
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.model_table import find_model
@@ -37,15 +38,17 @@ def ask_as_production(
     options: dict[str, JsonValue] | None = None,
     timeout_s: float = 600.0,
     keep_answer: bool = False,
+    guaranteed_valid: bool = False,
 ) -> SmokeResult:
     """What the model answers to the concept: read strictly, as production does, and forgivingly; scored; timed.
 
     The prompt is the role's own (its system text, then the blocks of the concept), temperature and longest answer are
     the config's. `options` of the provider go before the config's. The request is sent once, through a journal that is
     thrown away, so no earlier answer is read and none is kept. `keep_answer` puts the answer, and what is wrong with it
-    in words that may quote it, into the result. Raises InputError where the role cannot work on the concept,
-    SettingsError where the model cannot be asked as the config wants it, and ProviderError where no answer came, within
-    `timeout_s` seconds.
+    in words that may quote it, into the result. `guaranteed_valid` has it decoded under a JSON schema, as
+    `valid_answer` does for the role's own code. Raises InputError where the role cannot work on the concept,
+    SettingsError where the model cannot be asked as the config wants it, and ProviderError where no answer came,
+    within `timeout_s` seconds.
     """
     role.check(concept)
     generation = _generation(model)
@@ -57,7 +60,13 @@ def ask_as_production(
         capabilities=find_model(model.model),
     )
     request = Request(messages=role.render(concept), generation=generation, concept=concept)
+    form = GuaranteedForm(role) if guaranteed_valid else None
+    if form is not None:
+        check_traits(traits_of(find_provider(model.provider)), model.provider)
+        request = form.request(concept, generation)
     response, answered_at = _answer(settings, role, request, timeout_s)
+    if form is not None:
+        response = response.model_copy(update={"text": form.written(response, answered_at)})
     return _judged(role, model, concept, generation, response, answered_at, keep_answer=keep_answer)
 
 

@@ -68,6 +68,7 @@ from po_distill.records.integration import (
     PluginInfo,
     Promotion,
 )
+from po_distill.records.optimization import OptimizationTime, OptimizationTimes
 from po_distill.records.providers import (
     ModelCapabilities,
     Price,
@@ -82,6 +83,8 @@ from po_distill.records.record import (
     Record,
 )
 from po_distill.records.students import (
+    ATTENTION_MODULES,
+    LINEAR_MODULES,
     Adapter,
     BaseModelSpec,
     ChatForm,
@@ -101,6 +104,8 @@ from po_distill.records.students import (
 )
 
 __all__ = [
+    "ATTENTION_MODULES",
+    "LINEAR_MODULES",
     "Adapter",
     "AdapterScale",
     "Answer",
@@ -147,6 +152,8 @@ __all__ = [
     "ModelCapabilities",
     "NotedScore",
     "OllamaPackage",
+    "OptimizationTime",
+    "OptimizationTimes",
     "Parity",
     "PluginInfo",
     "Price",

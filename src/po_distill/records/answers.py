@@ -17,7 +17,7 @@ class Concept(Record):
     concept_id: str = Field(min_length=1)  # unique within a file
     concept: str = Field(min_length=1)  # the product concept, plain text
     requirements_yaml: str = Field(min_length=1)  # the requirements document, YAML text
-    existing_vision: str | None = None  # YAML text of the vision of an earlier iteration
+    existing_vision: str | None = None  # YAML text of the vision there is: an earlier one, or the one to work from
     tier: str = "medium"  # how involved the case is: simple, medium, complex
     planted_label: str | None = None  # the class of the right answer, where the generator planted it
     metadata: dict[str, JsonValue] = Field(default_factory=dict)  # anything else the source said

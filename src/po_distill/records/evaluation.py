@@ -230,6 +230,7 @@ class EvaluationReport(Record):
     watch: tuple[str, ...] = ()  # concept ids of the watch list that are among the cases
     concurrency: int = 1
     interleaved: bool | None = None  # candidates were asked in turn; None where nobody was asked
+    guaranteed_valid: bool = False  # those that were asked decoded under a JSON schema
     seed: int = 0  # of the resampling
     meaning_by: str | None = None  # what compared meanings: an embedding model's name, or a named fallback
     observations: tuple[str, ...] = ()  # sentences drawn from the figures, with the concept ids that show them

@@ -27,8 +27,9 @@ from po_distill.artifacts import (
 )
 from po_distill.dataset_export import check_shapes, write_shape
 from po_distill.dataset_rules import NEAR_DUPLICATE
+from po_distill.demonstrations import MOST, MOST_CHARACTERS, Shown, can_show, demonstrated
 from po_distill.errors import InputError, SettingsError
-from po_distill.gate import Gate, Look, contract_roles, share_of
+from po_distill.gate import Gate, Look, share_of, under_contract
 from po_distill.held_out import input_file, read_held_out
 from po_distill.interfaces import Role
 from po_distill.metric import Metric, load_metric
@@ -58,6 +59,8 @@ class DatasetBuilder:
     equal ones are). `target` and `mix` say how many rows of each class are wanted; what is missing is said. `stamp`
     (ISO 8601) is the time written into each target; without one it is the day of the answer, else today. `shapes` are
     other forms that the same rows are written in: messages, prompt_completion, parquet. `workers` are processes.
+    Under a contract whose prompts may show answered concepts, those of the train split show up to `demonstrations` rows
+    of that split, in at most `demonstrated_characters` of prompt and target together.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class DatasetBuilder:
         stamp: str | None = None,
         shapes: Sequence[str] = (),
         workers: int | None = None,
+        demonstrations: int = MOST,
+        demonstrated_characters: int = MOST_CHARACTERS,
     ) -> None:
         self.role: Role = load("roles", role)(contract=contract, prompt=prompt) if isinstance(role, str) else role
         if validation_share < 0 or test_share < 0 or validation_share + test_share >= 1:
@@ -93,6 +98,7 @@ class DatasetBuilder:
         self._metric = load_metric(metric) if isinstance(metric, str) else metric
         self._held_out, self._shapes, self._workers, self._stamp = tuple(held_out), tuple(shapes), workers, stamp
         self._near, self._min_score = near, min_score
+        self._most_shown, self._most_characters = demonstrations, demonstrated_characters
         self._validation_share, self._test_share = validation_share, test_share
         self._said: dict[str, JsonValue] = {
             "min_score": min_score,
@@ -104,6 +110,8 @@ class DatasetBuilder:
             "target": target,
             "mix": {**mix} if mix else None,
             "stamp": stamp,
+            "demonstrations": demonstrations,
+            "demonstrated_characters": demonstrated_characters,
         }
 
     def build(self, completions: Iterable[Completion], output: Path | str) -> Dataset:
@@ -209,9 +217,11 @@ class DatasetBuilder:
             of_split[self._split_of(heap.points[row])].append(row)
         with progress("Writing rows", len(kept), "rows") as advance:
             for name in SPLITS:
+                shown = self._demonstrated(heap, of_split[name]) if name == "train" else {}
                 with atomic_file(paths[name], "wb") as file:
                     for row in of_split[name]:
-                        file.write(heap.line(row))
+                        again = shown.get(heap.contracts[row])
+                        file.write(next(again) if again else heap.line(row))
                         advance()
         labels = Counter(heap.labels[row] or "none" for row in kept)
         contracts = Counter(heap.contracts[row] for row in kept)
@@ -219,7 +229,7 @@ class DatasetBuilder:
         return Dataset(
             paths=paths,
             rejected_path=str(rejections.path),
-            contract=contract_roles(self.role)[most].contract,
+            contract=under_contract(self.role, most).contract,
             counts={name: len(of_split[name]) for name in SPLITS},
             labels=dict(sorted(labels.items())),
             inputs=inputs,
@@ -232,6 +242,18 @@ class DatasetBuilder:
             missing={name: n for name, count in self._wanted.items() if (n := count - labels[name]) > 0},
             po_distill=package_version(),
         )
+
+    def _demonstrated(self, heap: _Heap, rows: Sequence[int]) -> dict[str, Iterator[bytes]]:
+        """The lines of the rows whose prompts show others of them, in their order, by contract."""
+        found = {}
+        for contract in dict.fromkeys(heap.contracts[row] for row in rows):
+            role = under_contract(self.role, contract)
+            if can_show(role):
+                those = [Shown(row, heap.points[row]) for row in rows if heap.contracts[row] == contract]
+                found[contract] = demonstrated(
+                    those, heap.line, role, most=self._most_shown, most_characters=self._most_characters
+                )
+        return found
 
     def _finished(self, dataset: Dataset, output: Path) -> Dataset:
         """The dataset with its other shapes, card and manifest written."""

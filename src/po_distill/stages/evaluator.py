@@ -45,6 +45,7 @@ from po_distill.reporting.html import render_html
 from po_distill.reporting.markdown import render_markdown
 from po_distill.reporting.observations import observations, recommendations
 from po_distill.reporting.projections import Work, projections
+from po_distill.role_paths import REPORT, of_role
 from po_distill.row_stream import looked_at
 
 _GENERATION = GenerationSettings(temperature=0.0, max_tokens=4096)
@@ -60,6 +61,7 @@ class Evaluator:
     candidate is asked until production can read its answer; what is judged is the first try. `gate` names the rules of
     the verdict: `production` (where there is a reference) or `basic` (where there is none), or a YAML file.
     `min_valid_share` takes the place of the gate's own. `watch` names concepts known to be hard, by default the role's.
+    `guaranteed_valid` has answers decoded under the role's JSON schema, and written in its own form (`guaranteed`).
     `metric` is a `package.module:function` in place of the role's own. `meaning` names what compares meanings
     (`po_distill.embeddings`), or is None. `judged_by` is a model that compares answers with the reference's.
 
@@ -79,6 +81,7 @@ class Evaluator:
         concurrency: int = 1,
         tries: int = 1,
         interleaved: bool = True,
+        guaranteed_valid: bool = False,
         gate: str | Path | GateRules | None = None,
         min_valid_share: float | None = None,
         watch: Sequence[str] | None = None,
@@ -86,7 +89,7 @@ class Evaluator:
         meaning: str | None = "words",
         train_path: Path | str | None = None,
         folder: Path | str = "artifacts/evaluation",
-        report_path: Path | str | None = "docs/po_distillation_report.md",
+        report_path: Path | str | None = REPORT,
         log_path: Path | str | None = "logs/distillation/evaluation_calls.log",
         retries: Retries = _RETRIES,
         works: Sequence[Work] = (),
@@ -105,13 +108,14 @@ class Evaluator:
         self.role = opened
         self._subset, self._generation, self._concurrency = subset, generation, concurrency
         self._tries, self._interleaved, self._gate = tries, interleaved, gate
+        self._guaranteed_valid = guaranteed_valid
         self._min_valid_share, self._train_path = min_valid_share, train_path
         self._watch = frozenset(watch if watch is not None else getattr(opened, "watch", ()))
         self._meaning: Meaning | None = open_meaning(meaning) if meaning else None
         self._metric = load_metric(metric) if metric else None
         self._rater = Rater(opened, metric=self._metric, meaning=self._meaning)
         self._folder, self._log_path, self._retries = Path(folder), log_path, retries
-        self._report_path = Path(report_path) if report_path else None
+        self._report_path = Path(of_role(report_path, opened)) if report_path else None
         self._works, self._judged_by, self._workers, self._seed = tuple(works), judged_by, workers, seed
 
     def evaluate(
@@ -182,6 +186,7 @@ class Evaluator:
                     concurrency=self._concurrency,
                     tries=self._tries,
                     interleaved=self._interleaved,
+                    guaranteed_valid=self._guaranteed_valid,
                     log_path=self._log_path,
                     retries=self._retries,
                 )
@@ -305,6 +310,7 @@ class Evaluator:
             watch=tuple(case.concept_id for case in held_out if case.concept_id in self._watch),
             concurrency=self._concurrency,
             interleaved=self._interleaved if asked else None,
+            guaranteed_valid=self._guaranteed_valid and asked,
             seed=self._seed,
             meaning_by=self._meaning.name if self._meaning and reference else None,
             digests=source_digests(candidates, cases=cases, gate=self._gate),

@@ -11,11 +11,12 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from po_distill import plugins
-from po_distill.answering import ACCEPTED, Answering, Judged, structured_role
+from po_distill.answering import ACCEPTED, Answering, Judged
 from po_distill.artifacts import atomic_file, jsonl_line, now
 from po_distill.call_plan import plan_calls
 from po_distill.calls import Caller, Limits, Retries
 from po_distill.errors import InputError, ProviderError, SettingsError
+from po_distill.guaranteed import structured_role
 from po_distill.interfaces import Role
 from po_distill.journal import Journal
 from po_distill.metric import Metric, load_metric
