@@ -42,7 +42,7 @@ def scripted_student(
         adapter_digest=_DIGEST, base_name=base_name, contract=contract, digest=digest_file(weights),
     )  # fmt: skip
     if longest is not None:
-        summary = dict.fromkeys(TrainingSummary.model_fields, 1)
+        summary = {name: 1 for name, field in TrainingSummary.model_fields.items() if field.is_required()}
         training = TrainingSummary.model_validate({**summary, "longest": longest})
         adapter = Adapter(path="a", base_name=base_name, base_digest=_DIGEST, contract=contract, digest=_DIGEST,
                           training=training)  # fmt: skip
