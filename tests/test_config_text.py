@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from generated_configs import ROLE, GeneratedConfig, generated_configs
@@ -210,6 +210,7 @@ def test_a_scalar_reads_as_it_was_in_any_quotes(value: str | int | float, quote:
         assert read == {"a": value} and type(read["a"]) is type(value)
 
 
+@example("\ufeff\ufeff")
 @given(st.text(alphabet="ab:-?{}[],&*!|>'\"%#\n\r\t ~<0.\ufeff\x85é", max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_edited_rightly_or_refused(text: str) -> None:

@@ -60,6 +60,8 @@ class _Edit:
         self.path, self._entries, self._what = path, entries, what
         self._mark = _BYTE_ORDER_MARK if text.startswith(_BYTE_ORDER_MARK) else ""
         self._body = text.removeprefix(_BYTE_ORDER_MARK)
+        if self._body.startswith(_BYTE_ORDER_MARK):
+            self._refuse("it begins with two byte order marks, which parsers of YAML read differently")
 
     @property
     def text(self) -> str:
