@@ -117,6 +117,7 @@ def test_a_run_killed_in_each_stage_goes_on_and_repeats_no_finished_one(workplac
     assert len(keys) == len(set(keys))
 
 
+@pytest.mark.slow
 def test_other_training_settings_begin_a_new_version(workplace: Path) -> None:
     finish(start(workplace))
     (workplace / "run.yaml").write_text(SETTINGS.replace("max_steps: 3", "max_steps: 4"))
