@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -36,10 +38,12 @@ def test_a_terminated_run_pays_for_nothing_twice() -> None:
     assert (found["paid_twice"], found["in_doubt_told"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_many_concepts_are_streamed_in_little_memory() -> None:
     assert run("teacher_kills.py", "--memory", "3000")["peak_mb"] < 300
 
 
+@pytest.mark.slow
 def test_the_datasets_benchmark_finds_what_it_planted_in_little_memory() -> None:
     found = run("dataset.py", "--rows", "3000")
     assert {"rows_per_second", "ratio_floor", "peak_gib", "floor_rows_per_second"} <= set(found)
