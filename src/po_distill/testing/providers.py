@@ -98,7 +98,7 @@ class ProviderContract:
     @pytest.fixture
     def case(self) -> ProviderCase:
         """How the provider is opened. To be overridden."""
-        raise NotImplementedError(f"{type(self).__name__} needs a fixture `case` that returns a ProviderCase")
+        pytest.fail(f"{type(self).__name__} needs a fixture `case` that returns a ProviderCase.")
 
     def test_it_opens_outside_of_a_loop_and_is_a_provider(self, case: ProviderCase) -> None:
         opened = case.open()
