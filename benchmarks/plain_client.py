@@ -1,6 +1,6 @@
 """Does a plain `ollama` client get from a package what production reads: both labelled blocks, each a YAML mapping?
 
-`python benchmarks/plain_client.py FOLDER ROWS.jsonl --cases 6` installs the package in FOLDER into the tests' fake of an
+`python benchmarks/plain_client.py FOLDER ROWS.jsonl --cases 6` installs the package in FOLDER on the tests' fake of an
 Ollama server, which answers with the uploaded GGUF, and asks it held-out concepts as production does: system and user
 message, `/api/chat`, temperature 0.4. Exits with 1 where an answer lacks a block.
 """
