@@ -55,5 +55,5 @@ clean:
 	touch $@
 
 .venv/.ready-dev: .venv/.ready
-	$(PIP) --editable ".[vertex,http,ollama,dspy,tracking]" --group dev
+	$(PIP) --editable ".[vertex,http,ollama,dspy,tracking,meaning]" --group dev
 	touch $@

@@ -1,11 +1,15 @@
+import logging
 import pickle
+import socket
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from po_distill import plugins
-from po_distill.errors import PluginError
+from po_distill.embeddings.word_llama import WordLlamaEmbedding
+from po_distill.errors import MissingExtraError, PluginError
 from po_distill.meaning import _opened, open_meaning
 
 
@@ -31,6 +35,28 @@ def test_a_plugins_vectors_are_compared_and_opposite_ones_agree_in_nothing(monke
     assert meaning.name == "two directions"
     assert (meaning("north", "northern"), meaning("north", "south"), meaning("north", "up")) == (1.0, 0.0, 0.0)
     _opened.cache_clear()
+
+
+def test_wordllama_is_named_needs_no_network_and_knows_synonyms(monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    handlers = list(logging.getLogger().handlers)
+    meaning, words = open_meaning("wordllama"), open_meaning("words")
+    assert meaning.name.startswith("WordLlama ")
+    said, reworded, other = "Remove the export of spreadsheets", "Delete spreadsheet downloads", "Offer voice notes"
+    assert words(said, reworded) == 0.0
+    assert meaning(said, reworded) > meaning(said, other) + 0.2
+    assert meaning(said, said) == pytest.approx(1.0)
+    assert logging.getLogger().handlers == handlers  # the package would set logging up for the whole program
+
+
+def test_wordllama_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(MissingExtraError, match="wordllama") as raised:
+        WordLlamaEmbedding()
+    assert "po-distill[meaning]" in raised.value.fix
 
 
 def test_an_embedding_model_that_nobody_registered_is_named():

@@ -74,7 +74,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @sectioned(
     _HOW, "--meaning", default="words", show_default=True, metavar="NAME",
-    help="What compares the meaning of answers: a plugin of po_distill.embeddings, or words.",
+    help="What compares the meaning of answers: words, wordllama or another plugin of po_distill.embeddings.",
 )  # fmt: skip
 @sectioned(
     _HOW, "--judge", metavar="PROVIDER:MODEL",

@@ -1,0 +1,1 @@
+"""What compares meanings: embedding models that a package ships, one module each."""
