@@ -19,6 +19,7 @@ def run(name: str, *arguments: str) -> dict[str, object]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_teachers_benchmark_runs_and_its_counts_add_up() -> None:
     found = run(
         "teacher.py", "--calls", "40", "--runs", "1", "--latency-s", "0.05", "--width", "16", "--quota-calls", "60"
@@ -28,6 +29,7 @@ def test_the_teachers_benchmark_runs_and_its_counts_add_up() -> None:
     assert found["accepted_ours"] > found["accepted_plain"]
 
 
+@pytest.mark.slow
 def test_killed_runs_pay_for_nothing_that_is_journalled_again() -> None:
     found = run("teacher_kills.py", "--runs", "4")
     assert (found["runs"], found["bought_again"]) == (4, 0)

@@ -127,6 +127,7 @@ def test_other_training_settings_begin_a_new_version(workplace: Path) -> None:
     assert (workplace / "artifacts/models/po_student_v1/manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_somebodys_own_concepts_are_used_as_they_are(workplace: Path) -> None:
     path = workplace / "artifacts/synthetic/product_owner/concepts.jsonl"
     command = [sys.executable, "-m", "po_distill", "concepts", "--count", "40", "--seed", "99", "--output", str(path)]

@@ -121,6 +121,7 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(base: Path, tmp_path: Path)
     assert not (tmp_path / "v1").exists()
 
 
+@pytest.mark.slow
 def test_losses_are_reported_to_tensorboard_beside_the_log(base: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     trainer = LoRATrainer(base=str(base), lora=SMALL, max_steps=2, max_seq_len=256, report_to=["tensorboard"])
