@@ -6,12 +6,14 @@ ROWS are `{prompt, response}`, such as a real teacher's. Each trainer makes the 
 base (smollm2-135m-instruct), rank, learning rate and sequence length, in a process of its own, in turn:
 
 - ours: `LoRATrainer` at the plan's settings;
-- trl: `SFTTrainer` with its defaults on prompt and completion;
+- trl: `SFTTrainer` with its defaults on prompt and completion. They compute in bfloat16, which a processor without
+  instructions for it does very slowly; therefore
+- trl_float32: the same in float32;
 - padded: transformers' `Trainer`, each row padded to 2,048 tokens, every token of it under the loss.
 
-A rate is answer tokens of the rows per second of steps, the first step aside. `ratio_trl` and `ratio_padded` are ours
-over theirs, the medians of the rounds; `heldout_loss` is the mean loss of our adapter over the answers of rows that no
-run saw, `heldout_losses` that of each, computed by transformers and peft.
+A rate is answer tokens of the rows per second of steps, the first step aside. `ratio_trl`, `ratio_trl_float32` and
+`ratio_padded` are ours over theirs, the medians of the rounds; `heldout_loss` is the mean loss of our adapter over the
+answers of rows that no run saw, `heldout_losses` that of each, computed by transformers and peft.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from po_distill.artifacts import write_jsonl
 from po_distill.weights.checkpoint import locate
 from po_distill.weights.tokenization import TokenizedRow, load_tokenizer, tokenize_file
 
-PARTS = ("ours", "trl", "padded")
+PARTS = ("ours", "trl", "trl_float32", "padded")
 LENGTH, RANK, ALPHA, DROPOUT, RATE = 2048, 32, 64.0, 0.05, 6e-4
 HELD_OUT = 8
 
@@ -49,10 +51,10 @@ def main() -> None:
         return
     for part in PARTS:
         print(
-            f"{part:>7}: {found[f'{part}_answer_tokens_per_s']} answer tokens per second, "
+            f"{part:>11}: {found[f'{part}_answer_tokens_per_s']} answer tokens per second, "
             f"held-out loss {found['heldout_losses'][part]}"
         )
-    print(f"ours over trl {found['ratio_trl']}, over padded {found['ratio_padded']}")
+    print(", ".join(f"ours over {part} {found[f'ratio_{part}']}" for part in PARTS[1:]))
 
 
 def compare(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -75,8 +77,7 @@ def compare(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     rate = {part: statistics.median(rates[part]) for part in PARTS}
     return {
         **{f"{part}_answer_tokens_per_s": round(rate[part], 1) for part in PARTS},
-        "ratio_trl": round(rate["ours"] / rate["trl"], 3),
-        "ratio_padded": round(rate["ours"] / rate["padded"], 3),
+        **{f"ratio_{part}": round(rate["ours"] / rate[part], 3) for part in PARTS[1:]},
         "heldout_loss": round(losses["ours"], 4),
         "heldout_losses": {part: round(loss, 4) for part, loss in losses.items()},
         "heldout_before": round(heldout_loss(base, None, scratch / "held_out.jsonl"), 4),
@@ -146,7 +147,7 @@ def ours(folder: Path, base: str, steps: int, batch: int) -> dict[str, float]:
     return rated(folder, base, times, batch, steps)
 
 
-def trl(folder: Path, base: str, steps: int, batch: int) -> dict[str, float]:
+def trl(folder: Path, base: str, steps: int, batch: int, **settings_of_ours: bool) -> dict[str, float]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -166,9 +167,14 @@ def trl(folder: Path, base: str, steps: int, batch: int) -> dict[str, float]:
         output_dir=str(folder / "out"), max_steps=steps, per_device_train_batch_size=batch, learning_rate=RATE,
         max_length=LENGTH, report_to="none", save_strategy="no", disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),  # without it SFTConfig refuses a machine without a GPU
+        **settings_of_ours,
     )  # fmt: skip
     trainer = SFTTrainer(str(locate(base).path), settings, train_dataset=data, peft_config=peft_config(LoraConfig))
     return timed(trainer, folder, base, batch, steps)
+
+
+def trl_float32(folder: Path, base: str, steps: int, batch: int) -> dict[str, float]:
+    return trl(folder, base, steps, batch, bf16=False)
 
 
 def padded(folder: Path, base: str, steps: int, batch: int) -> dict[str, float]:
@@ -232,7 +238,9 @@ def rated(folder: Path, base: str, times: Sequence[float], batch: int, steps: in
     return {"answer_tokens": answers * (steps - 1) / steps, "seconds": sum(times[1:])}
 
 
-PART_WORK = {"ours": ours, "trl": trl, "padded": padded}
+PART_WORK: dict[str, Callable[[Path, str, int, int], dict[str, float]]] = {
+    "ours": ours, "trl": trl, "trl_float32": trl_float32, "padded": padded,
+}  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
