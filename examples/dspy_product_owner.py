@@ -8,6 +8,7 @@ import contextlib
 import sys
 
 import dspy
+import yaml
 
 from po_distill import Evaluator
 from po_distill.dspy import ModuleProvider, ProductOwner, dspy_metric, mipro, role_instructions, student_lm
@@ -21,7 +22,7 @@ lm = student_lm(sys.argv[1] if len(sys.argv) > 1 else "offline")
 dspy.configure(lm=lm)
 program = ProductOwner()
 answer = program(concept=concepts[0].concept, requirements_yaml=concepts[0].requirements_yaml)
-print(answer.product_owner_review.splitlines()[0])
+print(yaml.safe_load(answer.product_owner_review)["status"])
 
 # The metric of the role, as DSPy's optimizers want it: a number that is true only from 0.85 on.
 metric = dspy_metric("product_owner", min_score=0.85)

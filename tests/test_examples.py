@@ -60,7 +60,7 @@ def test_the_provider_example_is_asked_and_scored(tmp_path: Path) -> None:
 def test_the_dspy_example_asks_optimizes_and_evaluates_one_program(tmp_path: Path) -> None:
     pytest.importorskip("dspy")
     said = run("dspy_product_owner.py", folder=tmp_path)
-    assert 'status: "' in said
+    assert said.splitlines()[0] in ("aligned", "needs_adjustment", "misaligned")
     assert "kept as a demonstration: True" in said
     assert "valid 100%" in said
 

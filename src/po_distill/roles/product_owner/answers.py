@@ -46,7 +46,7 @@ _INNER_FENCE = re.compile(r"\s*+```[ \t]*+(?:ya?ml)?[ \t]*+\n", re.IGNORECASE)  
 _PLAIN_FENCE = re.compile(r"```[ \t]*+(?:ya?ml)?[ \t]*+\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _FIRST_KEY = {
     VISION: re.compile(r"^product_name\s*:", re.MULTILINE),
-    REVIEW: re.compile(r"^status\s*:", re.MULTILINE),
+    REVIEW: re.compile(r"^(?:summary|status)\s*:", re.MULTILINE),  # teachers write either first
 }
 _SPACES = str.maketrans({"\u00a0": " ", "\u2007": " ", "\u202f": " ", "\ufeff": None, "\u200b": None})
 

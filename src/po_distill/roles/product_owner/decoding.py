@@ -72,9 +72,9 @@ def _schema(concept: Concept, share: float) -> dict[str, JsonValue]:
         lists = {"aligned": items("aligned", most=most_aligned, ids=ids), "gaps": gaps, "conflicts": conflicts}
         return _object(
             {
-                "status": {"type": "string", "enum": [status]},
                 "summary": items("summary"),
                 "requirements_alignment": _object(lists),
+                "status": {"type": "string", "enum": [status]},
                 "recommended_actions": items("recommended_actions"),
                 "narrative": text("narrative"),
             }
@@ -90,7 +90,7 @@ def _schema(concept: Concept, share: float) -> dict[str, JsonValue]:
         **{name: items(name) for name in names},
     }
     no_gaps, no_conflicts = items("gaps", most=0), items("conflicts", most=0)
-    reviews = [  # the verdict is written first, and decides what the lists may hold
+    reviews = [  # the verdict is written behind the lists, and fits what they hold
         review("aligned", no_gaps, no_conflicts),
         review("needs_adjustment", items("gaps", 1), no_conflicts),
         review("misaligned", items("gaps"), items("conflicts", 1, ids=ids)),

@@ -42,11 +42,11 @@ class RequirementsAlignment(Record):
 
 
 class ProductOwnerReview(Record):
-    """The requirements held against the vision."""
+    """The requirements held against the vision, the evidence before the verdict that follows from it."""
 
-    status: Literal["aligned", "needs_adjustment", "misaligned"]
     summary: list[str]
     requirements_alignment: RequirementsAlignment
+    status: Literal["aligned", "needs_adjustment", "misaligned"]
     recommended_actions: list[str]
     narrative: str = Field(min_length=1)
 

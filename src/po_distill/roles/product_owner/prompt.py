@@ -13,7 +13,7 @@ from po_distill.records import Concept, Message, PromptContract
 
 ROLE = "product_owner"
 CONTRACTS = ("fenced", "tagged", "json", "dspy")  # `dspy` needs the extra of that name
-OUTPUT_FORMAT = "double-quoted/1"
+OUTPUT_FORMAT = "double-quoted/2"  # 2: the verdict stands behind its evidence
 NO_VISION = "(no existing vision)"
 
 _JOB = """\
@@ -47,7 +47,6 @@ last_updated: "ISO time"
 """
 
 _REVIEW_FORM = """\
-status: "aligned | needs_adjustment | misaligned"
 summary:
   - "finding"
 requirements_alignment:
@@ -57,6 +56,7 @@ requirements_alignment:
     - "what is missing"
   conflicts:
     - "ID: what it contradicts"
+status: "aligned | needs_adjustment | misaligned"
 recommended_actions:
   - "action"
 narrative: "why this status"
@@ -66,10 +66,10 @@ _JSON_FORM = """\
 Act as senior PO; output one JSON object EXACTLY as specified, [] for an empty list:
 {"product_vision": {"product_name": "short name", "product_summary": "one paragraph", "target_users": ["audience"], \
 "value_proposition": ["outcome"], "key_capabilities": ["capability"], "non_goals": ["what stays out"], \
-"success_metrics": ["measure"], "last_updated": "ISO time"}, "product_owner_review": {"status": \
-"aligned | needs_adjustment | misaligned", "summary": ["finding"], "requirements_alignment": {"aligned": \
-["ID: what fits"], "gaps": ["what is missing"], "conflicts": ["ID: what it contradicts"]}, \
-"recommended_actions": ["action"], "narrative": "why this status"}}
+"success_metrics": ["measure"], "last_updated": "ISO time"}, "product_owner_review": {"summary": \
+["finding"], "requirements_alignment": {"aligned": ["ID: what fits"], "gaps": ["what is missing"], "conflicts": \
+["ID: what it contradicts"]}, "status": \
+"aligned | needs_adjustment | misaligned", "recommended_actions": ["action"], "narrative": "why this status"}}
 """
 
 _SYSTEM = {

@@ -33,6 +33,7 @@ class _Findings(NamedTuple):
     aligned: list[tuple[str, str]]  # (requirement, what it is about)
     gaps: list[str]
     conflicts: list[tuple[str, str]]  # (requirement, the exclusion it contradicts)
+    judged: list[str]  # each requirement about a need or an exclusion, in their order, and which it is
 
     @property
     def status(self) -> str:
@@ -57,7 +58,14 @@ def _find(concept: Concept) -> _Findings:
     contradicting = {identifier for identifier, _ in conflicts}
     aligned = [(i, _subject(text, needs)) for i, text in requirements if i not in contradicting]
     gaps = [need for need in needs if not any(_is_about(text, need) for _, text in requirements)]
-    return _Findings(needs, exclusions, aligned, gaps, conflicts)
+    judged = [
+        f"{identifier} {phrase} ({kind})"
+        for identifier, text in requirements
+        for kind, phrases in (("out of scope", exclusions), ("needed", needs))
+        for phrase in phrases
+        if _is_about(text, phrase)
+    ]
+    return _Findings(needs, exclusions, aligned, gaps, conflicts, judged)
 
 
 def _phrases(pattern: re.Pattern[str], text: str) -> list[str]:
@@ -122,28 +130,28 @@ def _existing_goals(existing_vision: str | None) -> list[str]:
 
 def _review(found: _Findings) -> dict[str, Any]:
     return {
-        "status": found.status,
-        "summary": [_need_finding(found), _scope_finding(found)],
+        "summary": _evidence(found),
         "requirements_alignment": {
             "aligned": [f"{identifier}: {subject}" for identifier, subject in found.aligned],
             "gaps": [f"No requirement for {gap}" for gap in found.gaps],
             "conflicts": [f"{identifier}: {phrase} is out of scope" for identifier, phrase in found.conflicts],
         },
+        "status": found.status,
         "recommended_actions": _actions(found),
         "narrative": _narrative(found),
     }
 
 
-def _need_finding(found: _Findings) -> str:
-    if found.gaps:
-        return f"The concept needs {listed(found.gaps)}, but no requirement covers it"
-    return "Every need of the concept has a requirement"
+def _evidence(found: _Findings) -> list[str]:
+    """What each requirement asks for, then whether each need is asked for: the lists and the verdict follow from it.
 
-
-def _scope_finding(found: _Findings) -> str:
-    if found.conflicts:
-        return f"{listed([identifier for identifier, _ in found.conflicts])} contradicts the scope of the concept"
-    return "No requirement contradicts the concept"
+    In an order in which a small student can find it: an id leads to what stands behind it, not the other way round.
+    """
+    needs = [f"{need} ({'missing' if need in found.gaps else 'asked for'})" for need in found.needs]
+    return [
+        f"Asked for: {', '.join(found.judged) or 'nothing that the concept speaks of'}",
+        f"Needed: {', '.join(needs) or 'nothing that the concept names'}",
+    ]
 
 
 def _actions(found: _Findings) -> list[str]:
