@@ -66,8 +66,11 @@ def _lost(result: CaseResult | None, reference: CaseResult | None) -> float:
     return max(0.0, max(repaired(result), theirs, result.score.value) - counted(result.score))
 
 
-def embedded(report: EvaluationReport, cases: Sequence[Case]) -> str:
-    """The cases as JSON that can stand in a <script>: nothing in it can end the element. Equal texts stand once."""
+def embedded(report: EvaluationReport, cases: Sequence[Case]) -> tuple[str, str]:
+    """The cases, and the texts that they name by number, each as JSON that can stand in a <script>.
+
+    Nothing in it can end the element. Equal texts stand once. They are apart, as a browser need not read them at first.
+    """
     texts, paths = _Once(), _Once()
     names = [candidate.name for candidate in report.candidates]
     data = {
@@ -76,9 +79,12 @@ def embedded(report: EvaluationReport, cases: Sequence[Case]) -> str:
         "judged": names.index(report.judged.name),
         "cases": [_case(case, report.candidates, texts, paths) for case in cases],
         "paths": paths.values,
-        "texts": texts.values,
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return _in_a_script(data), _in_a_script(texts.values)
+
+
+def _in_a_script(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # Half a character cannot be written to a file; line separators end a line for some readers.
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 

@@ -26,6 +26,7 @@ class CaseList:
         report, names = self._report, [title_of(candidate) for candidate in self._report.candidates]
         place = report.candidates.index(report.judged)
         entries = "".join(self._entry(number, case, place) for number, case in enumerate(self._cases))
+        data, texts = embedded(report, self._cases)
         heads = "".join(f"<span>{for_page(name)}</span>" for name in names)
         return (
             f'<p class="soft">Those first where <b id="focus">{for_page(names[place])}</b> lost most.{self._left_out()}'
@@ -34,7 +35,8 @@ class CaseList:
             f'{self._controls(place)}\n<div class="entries" id="entries" style="--candidates: {len(names)}">'
             f'<div class="heads" aria-hidden="true"><span>Concept</span><span>Tier, class</span>{heads}'
             f"<span>Cause</span><span>Lost</span></div>\n{entries}</div>\n"
-            f'<script type="application/json" id="case-data">{embedded(report, self._cases)}</script>\n'
+            f'<script type="application/json" id="case-data">{data}</script>\n'
+            f'<script type="application/json" id="case-texts">{texts}</script>\n'
         )
 
     def _left_out(self) -> str:

@@ -21,7 +21,9 @@
     node.append(...children.filter((child) => child !== null));
     return node;
   };
-  const text = (number) => (number === undefined || number < 0 ? null : data.texts[number]);
+  let texts = null; // most of the page: read when the first one is wanted
+  const textAt = (number) => (texts ??= JSON.parse(find("case-texts").textContent))[number];
+  const text = (number) => (number === undefined || number < 0 ? null : textAt(number));
   const right = () => Number(control.right.value);
   const left = () => Number(control.left.value);
   const failed = (answer) => Boolean(answer && (answer.cause || !answer.valid));
@@ -40,7 +42,7 @@
     for (const [path, kind, reference, own] of answer.changes) {
       const at = reference < 0 ? null : slot++;
       const said = isReference ? reference : KINDS[kind] === "same" ? reference : own;
-      if (said >= 0) items.push({ path, slot: at, text: data.texts[said] });
+      if (said >= 0) items.push({ path, slot: at, text: textAt(said) });
     }
     return items;
   };
