@@ -77,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--max-steps", type=int, help="train for so many steps, whatever time they take")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="that train together, each with its share of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--concurrency", type=int, default=4, help="answers generated at a time")
     parser.add_argument("--threads", type=int, help="of llama.cpp.  [default: one per core]")
@@ -115,6 +116,9 @@ def train(given: argparse.Namespace, dataset: Dataset) -> tuple[Path, dict[str, 
             max_steps=given.max_steps,
             minutes=None if given.max_steps else given.minutes,
             quantization_aware="q4_0",
+            evaluate_every=0,
+            launcher="accelerate" if given.processes > 1 else "local",
+            launcher_options={"processes": given.processes} if given.processes > 1 else {},
         )
         adapter = trainer.train(dataset, version, log_path=given.folder / "training.log")
         artifacts.write_json(given.folder / "minutes.json", {"minutes": round((time.monotonic() - started_s) / 60, 1)})
