@@ -175,7 +175,7 @@ def test_the_config_of_a_pipeline_names_the_student(ollama, tmp_path):
 
 
 def test_the_rules_answer_as_a_teacher():
-    assert asked(student_lm("offline")).product_owner_review.startswith("status:")
+    assert asked(student_lm("offline")).product_owner_review.startswith("summary:")
 
 
 def test_a_call_that_names_no_concept_is_an_error_of_dspys():
