@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -67,9 +69,10 @@ def _lost(result: CaseResult | None, reference: CaseResult | None) -> float:
 
 
 def embedded(report: EvaluationReport, cases: Sequence[Case]) -> tuple[str, str]:
-    """The cases, and the texts that they name by number, each as JSON that can stand in a <script>.
+    """The cases as JSON, and the texts that they name by number as JSON in gzip in Base64.
 
-    Nothing in it can end the element. Equal texts stand once. They are apart, as a browser need not read them at first.
+    Both can stand in a <script>: nothing in them can end the element. Equal texts stand once. Compressed they take a
+    tenth of the room, and a page opens as fast as it is small.
     """
     texts, paths = _Once(), _Once()
     names = [candidate.name for candidate in report.candidates]
@@ -80,7 +83,8 @@ def embedded(report: EvaluationReport, cases: Sequence[Case]) -> tuple[str, str]
         "cases": [_case(case, report.candidates, texts, paths) for case in cases],
         "paths": paths.values,
     }
-    return _in_a_script(data), _in_a_script(texts.values)
+    packed = gzip.compress(_in_a_script(texts.values).encode(), mtime=0)
+    return _in_a_script(data), base64.b64encode(packed).decode()
 
 
 def _in_a_script(value: Any) -> str:

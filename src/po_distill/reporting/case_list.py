@@ -36,7 +36,7 @@ class CaseList:
             f'<div class="heads" aria-hidden="true"><span>Concept</span><span>Tier, class</span>{heads}'
             f"<span>Cause</span><span>Lost</span></div>\n{entries}</div>\n"
             f'<script type="application/json" id="case-data">{data}</script>\n'
-            f'<script type="application/json" id="case-texts">{texts}</script>\n'
+            f'<script type="text/plain" id="case-texts">{texts}</script>\n'
         )
 
     def _left_out(self) -> str:

@@ -21,9 +21,13 @@
     node.append(...children.filter((child) => child !== null));
     return node;
   };
-  let texts = null; // most of the page: read when the first one is wanted
-  const textAt = (number) => (texts ??= JSON.parse(find("case-texts").textContent))[number];
-  const text = (number) => (number === undefined || number < 0 ? null : textAt(number));
+  let texts = null; // would be most of the page, so they lie there compressed
+  const unpacked = (async () => {
+    const packed = Uint8Array.from(atob(find("case-texts").textContent), (one) => one.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    texts = JSON.parse(await new Response(stream).text());
+  })();
+  const text = (number) => (number === undefined || number < 0 ? null : texts[number]);
   const right = () => Number(control.right.value);
   const left = () => Number(control.left.value);
   const failed = (answer) => Boolean(answer && (answer.cause || !answer.valid));
@@ -42,7 +46,7 @@
     for (const [path, kind, reference, own] of answer.changes) {
       const at = reference < 0 ? null : slot++;
       const said = isReference ? reference : KINDS[kind] === "same" ? reference : own;
-      if (said >= 0) items.push({ path, slot: at, text: textAt(said) });
+      if (said >= 0) items.push({ path, slot: at, text: texts[said] });
     }
     return items;
   };
@@ -197,6 +201,10 @@
   };
 
   const fill = (entry) => {
+    if (texts === null) {
+      unpacked.then(() => entry.node.open && fill(entry));
+      return;
+    }
     const { known, node } = entry;
     const shown = `${left()} ${right()}`;
     if (node.dataset.shown === shown) return;
@@ -242,6 +250,10 @@
 
   const filter = () => {
     const asked = control.words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    if (asked.length && texts === null) {
+      unpacked.then(filter);
+      return;
+    }
     const [slice, cause, onlyFailures, number] = [control.slice.value, control.cause.value, control.failures.checked, right()];
     let [shown, failing] = [0, 0];
     for (const entry of entries) {
