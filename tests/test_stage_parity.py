@@ -121,5 +121,5 @@ def test_the_table_says_what_is_wrong_and_where():
     console = Console(file=io.StringIO(), width=120)
     show_parity(compare_stages(road(ollama=answers(going_on, finish="length")), ROLE), console)
     text = console.file.getvalue()
-    assert "ollama: missing_stop: 0.67 of its answers say what gguf said and go on" in text
+    assert "ollama: missing_stop: 0.67 of its answers are complete and go on" in text
     assert "a stage loses quality" in text

@@ -6,7 +6,7 @@ differs is named:
 | fault | what shows it |
 | --- | --- |
 | `no_op_merge` | the stage answers as the base model does, where the stage before did not |
-| `missing_stop` | the stage says what the one before said, and goes on, mostly up to the limit |
+| `missing_stop` | the stage says what the one before said, or is complete otherwise, and goes on to the limit |
 | `wrong_template` | the answers are others, and the prompts have other numbers of tokens or answers hold chat markers |
 | `quality_lost` | the metric is worse by more than the margin, for a reason that is none of these |
 """
@@ -39,7 +39,7 @@ _MARKER = re.compile(
 )
 _SAYS = {
     "no_op_merge": "{share:.2f} of its answers are the base model's; the adapter is not in these weights: merge again",
-    "missing_stop": "{share:.2f} of its answers say what {before} said and go on: set the template's stop token",
+    "missing_stop": "{share:.2f} of its answers are complete and go on, where {before} stopped: set the stop token",
     "wrong_template": "{share:.2f} of its answers are others than {before}'s, and {why}: use the chat template of the "
     "training",
     "quality_lost": "the metric is {mean:+.3f} against {before}, 95 % interval [{low:+.3f}, {high:+.3f}]",
@@ -144,7 +144,10 @@ def _fault(
     if base is not None and (share := _share_of_base(stage, before, base)) >= _AS_GOOD_AS_EQUAL:
         return _said("no_op_merge", share=share)
     pairs = list(zip(stage.answers, before.answers, strict=True))
-    going_on = statistics.fmean(_goes_on(one, other, limit) for one, other in pairs)
+    going_on = statistics.fmean(
+        _goes_on(one, other, limit) or (score.valid and _is_cut(one, limit) and not _is_cut(other, limit))
+        for (one, other), score in zip(pairs, stage.scores, strict=True)
+    )
     if going_on >= _MOSTLY:
         return _said("missing_stop", share=going_on, before=before.name)
     others = statistics.fmean(_agreement(one.text, other.text) < _OTHER for one, other in pairs)
