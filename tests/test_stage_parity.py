@@ -50,6 +50,11 @@ def going_on(number, text):
     return text + "\n<|im_start|>user\nThank you!<|im_end|>\n" * 20
 
 
+def going_on_reworded(number, text):
+    """As a quantized model without a stop token answers: complete, in words of its own, and up to the limit."""
+    return going_on(number, text.replace("Less manual work", "Fewer steps"))
+
+
 def off(number, text):
     return f"### Response:\nCase {number} is about a product."
 
@@ -85,6 +90,7 @@ def test_the_sound_road_passes():
         ("gguf", answers(off, prompt_tokens=0), "wrong_template"),  # counts unknown: the markers show it
         ("ollama", answers(going_on, finish="length"), "missing_stop"),
         ("ollama", answers(going_on, tokens=4096), "missing_stop"),
+        ("gguf", answers(going_on_reworded, finish="length"), "missing_stop"),
         ("merged", answers(worse), "quality_lost"),
     ],
 )
@@ -121,5 +127,5 @@ def test_the_table_says_what_is_wrong_and_where():
     console = Console(file=io.StringIO(), width=120)
     show_parity(compare_stages(road(ollama=answers(going_on, finish="length")), ROLE), console)
     text = console.file.getvalue()
-    assert "ollama: missing_stop: 0.67 of its answers are complete and go on" in text
+    assert "ollama: missing_stop: 1.00 of its answers are complete and go on" in text
     assert "a stage loses quality" in text
