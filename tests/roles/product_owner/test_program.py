@@ -86,6 +86,12 @@ def test_an_answer_that_cannot_be_read_has_a_cause(text, cause):
     assert ROLE.attribute(CONCEPT, text, score=ROLE.score(CONCEPT, text))[0].cause == cause
 
 
+def test_an_answer_cut_between_two_lines_is_truncated_although_what_is_there_can_be_read():
+    ends = [at + 1 for at, letter in enumerate(GOOD[: GOOD.index("[[ ## completed")].rstrip()) if letter == "\n"]
+    for end in ends:
+        assert ROLE.attribute(CONCEPT, GOOD[:end], score=ROLE.score(CONCEPT, GOOD[:end]))[0].cause == "truncated"
+
+
 def test_a_broken_section_can_be_repaired():
     broken = GOOD.replace('product_name: "', "product_name: ", 1).replace(
         '"\nproduct_summary', ": x\nproduct_summary", 1

@@ -42,6 +42,8 @@ def attribute(
     faults = [] if score.valid else production_faults(text, contract)
     kinds = {fault.kind: fault.detail for fault in reversed(faults)}
     unread = [kind for kind in kinds if kind.startswith(("missing_v", "missing_r", "unreadable"))]
+    if {"missing_key", "wrong_type"} & kinds.keys() and _ends_early(text, finish):
+        unread += kinds  # cut between two lines, so that what is there can be read
     if unread:
         return (_format_failure(text, unread[0], kinds[unread[0]], finish),)
     schema = [
@@ -59,7 +61,7 @@ def _enum_first(failure: Failure) -> bool:
 
 def _format_failure(text: str, kind: str, detail: str, finish: str) -> Failure:
     _, blocks = find_blocks(text)
-    if finish == "length" or _is_cut(text):
+    if _ends_early(text, finish):
         return Failure(level="format", cause="truncated", detail=f"the answer ends in the middle (finish: {finish})")
     if kind == "unreadable_yaml":
         causes = [mended.cause for block in blocks.values() if (mended := repaired(block)) is not None]
@@ -72,6 +74,10 @@ def _format_failure(text: str, kind: str, detail: str, finish: str) -> Failure:
     if not blocks:
         return Failure(level="format", cause="no_blocks", detail="neither document is there")
     return Failure(level="format", cause=kind, detail=detail)
+
+
+def _ends_early(text: str, finish: str) -> bool:
+    return finish == "length" or _is_cut(text)
 
 
 def _is_cut(text: str) -> bool:

@@ -54,14 +54,14 @@ def _find(concept: Concept) -> _Findings:
         (identifier or f"requirement {number}", description)
         for number, (identifier, description) in enumerate(list_requirements(concept.requirements_yaml), start=1)
     ]
-    conflicts = [(i, phrase) for i, text in requirements for phrase in exclusions[:] if _is_about(text, phrase)]
+    conflicts = [(i, phrase) for i, text in requirements for phrase in exclusions if _is_about(text, phrase)]
     contradicting = {identifier for identifier, _ in conflicts}
     aligned = [(i, _subject(text, needs)) for i, text in requirements if i not in contradicting]
     gaps = [need for need in needs if not any(_is_about(text, need) for _, text in requirements)]
     judged = [
-        f"{identifier} {phrase} ({kind})"
+        f"{identifier} {phrase} {kind}"
         for identifier, text in requirements
-        for kind, phrases in (("out of scope", exclusions), ("needed", needs))
+        for kind, phrases in (("out of scope", exclusions), ("covered", needs))
         for phrase in phrases
         if _is_about(text, phrase)
     ]
@@ -143,15 +143,15 @@ def _review(found: _Findings) -> dict[str, Any]:
 
 
 def _evidence(found: _Findings) -> list[str]:
-    """What each requirement asks for, then whether each need is asked for: the lists and the verdict follow from it.
+    """What the concept wants, what each requirement is about, and which needs are left: the verdict follows from it.
 
-    In an order in which a small student can find it: an id leads to what stands behind it, not the other way round.
+    In words in which a small student can find it: each phrase has behind it what the next line says of it again, so
+    that it copies and need not judge, and an id leads to what it asks for, as it does in the requirements.
     """
-    needs = [f"{need} ({'missing' if need in found.gaps else 'asked for'})" for need in found.needs]
-    return [
-        f"Asked for: {', '.join(found.judged) or 'nothing that the concept speaks of'}",
-        f"Needed: {', '.join(needs) or 'nothing that the concept names'}",
-    ]
+    wanted = [*(f"{need} needed" for need in found.needs), *(f"{phrase} out of scope" for phrase in found.exclusions)]
+    left = [f"{need} {'missing' if need in found.gaps else 'covered'}" for need in found.needs]
+    lines = {"Scope": wanted, "Asked for": found.judged, "Needs": left}
+    return [f"{title}: {', '.join(items) or 'nothing that the concept names'}" for title, items in lines.items()]
 
 
 def _actions(found: _Findings) -> list[str]:
