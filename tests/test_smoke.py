@@ -218,6 +218,7 @@ def test_an_answer_that_production_cannot_read_is_exit_status_three(place: Path,
 def test_a_model_that_leaves_a_document_out_is_readable_where_decoding_is_held(place: Path, server: FakeOllama) -> None:
     write_config(place, server, "forgetful")
     result = run("--guaranteed-valid", "--show", "--json")
+    assert result.exit_code == 0, (result.exception, result.stderr)
     found = SmokeResult.model_validate_json(result.stdout)
     assert (result.exit_code, found.readable, found.finish) == (0, True, "stop")
     assert found.documents == {"product_vision": True, "product_owner_review": True}
