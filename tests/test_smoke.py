@@ -34,6 +34,7 @@ UNREADABLE = ANSWER[: ANSWER.index("```yaml REVIEW")] + "The review is left out.
 MODEL = "po-student-v1"
 CHAT = "POST /api/chat"
 PARAMETERS = {"num_ctx": 16384, "stop": ["<|im_end|>"]}
+SEED = 1  # with some seeds "forgetful" says too many blanks where it is held to what it has no script for
 CONFIG = """\
 providers:
   ollama:
@@ -55,7 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeOllama]:
     with FakeOllama(folder / "models") as fake:
         for name, answer in ((MODEL, ANSWER), ("forgetful", UNREADABLE)):
             gguf = write_scripted_gguf(folder / f"{name}.gguf", pieces(answer), context_tokens=16384)
-            assert create(fake, name, gguf, parameters=PARAMETERS)[0] == 200
+            assert create(fake, name, gguf, parameters={**PARAMETERS, "seed": SEED})[0] == 200
         assert create(fake, "narrow", gguf, parameters={**PARAMETERS, "num_ctx": 256})[0] == 200
         yield fake
 
