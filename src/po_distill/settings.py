@@ -94,6 +94,7 @@ class TrainSettings(_Section):
     max_steps: Positive | None = None
     minutes: Annotated[float, Field(gt=0)] | None = None
     seed: int = 7
+    order: Literal["shuffled", "given"] = "shuffled"  # of the rows in a pass: drawn, or the file's (a curriculum)
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
     warmup: Fraction = 0.03  # share of the steps over which the learning rate rises; runs under 20 steps have none

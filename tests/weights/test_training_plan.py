@@ -34,6 +34,14 @@ def test_every_row_is_seen_once_in_a_pass_and_like_lengths_come_together() -> No
     assert len(row_order(lengths, batch=4, steps=100, epochs=2.5, seed=1)) == 160
 
 
+def test_a_curriculum_keeps_the_files_order_but_within_a_window_of_batches() -> None:
+    lengths = [(7 * n) % 50 + 1 for n in range(160)]
+    order = row_order(lengths, batch=4, steps=60, epochs=1.5, seed=1, as_given=True)
+    assert [sorted(order[start : start + 64]) for start in (0, 64)] == [list(range(64)), list(range(64, 128))]
+    assert sorted(order[128:192]) == [*range(32), *range(128, 160)]
+    assert len(order) == 240
+
+
 def test_a_pack_is_as_large_as_the_memory_allows() -> None:
     shape = ModelShape(64, 96, 2, 4, 2, 16, 512, tied=False, biases=0)
     needs = MemoryNeeds(shape, LoRASettings(), "float32", Packs(900, 300, 300), on_gpu=False)

@@ -63,6 +63,10 @@ _WHAT, _HOW, _ADAPTER, _FIT, _WATCH = (
 @sectioned(_HOW, "--minutes", type=click.FloatRange(min=0.1), help="Plan the steps to fit this time.")
 @sectioned(_HOW, "--seed", default=7, show_default=True)
 @sectioned(
+    _HOW, "--order", default="shuffled", show_default=True, type=click.Choice(["shuffled", "given"]),
+    help="Of the rows in a pass.",
+)  # fmt: skip
+@sectioned(
     _HOW, "--quantization-aware", type=click.Choice(["q4_0"]), help="Train against weights rounded as they ship."
 )
 @sectioned(_ADAPTER, "--rank", default=32, show_default=True, type=click.IntRange(min=1))

@@ -61,6 +61,7 @@ class TrainingJob(Record):
     max_steps: Annotated[int, Field(gt=0)] | None = None  # stop after so many optimizer steps
     minutes: Annotated[float, Field(gt=0)] | None = None  # plan the steps to fit this time
     seed: int = 7
+    order: Literal["shuffled", "given"] = "shuffled"  # of the rows in a pass: drawn, or the file's own
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -142,7 +142,9 @@ def _train(job: TrainingJob, plan: TrainingPlan, run: LoadedRun, data: RunData, 
     checkpoints = Path(job.work_path) / CHECKPOINTS_NAME
     settings = trainer_settings(job, plan, checkpoints, team)
     lengths = [len(row.input_ids) for row in data.rows]
-    order = row_order(lengths, batch=plan.batch, steps=plan.steps, epochs=job.epochs, seed=job.seed)
+    order = row_order(
+        lengths, batch=plan.batch, steps=plan.steps, epochs=job.epochs, seed=job.seed, as_given=job.order == "given"
+    )
     share = team.share(order, batch=plan.batch, blank=len(data.rows))
     rows = [*data.rows, blank_row(data.rows[0])]
     trainer = AnswerTrainer(run.student, settings, rows, share, data.tokenizer, run.held_out, patience=job.patience)

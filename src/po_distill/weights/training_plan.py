@@ -130,7 +130,8 @@ def make_plan(
     most = math.ceil(len(rows) * job.epochs / job.batch)
     steps = min(most, job.max_steps or most, steps_in(job.minutes, whole_step_s, spent_s) or most)
     lengths = [len(row.input_ids) for row in rows]
-    order = row_order(lengths, batch=job.batch, steps=steps, epochs=job.epochs, seed=job.seed)
+    as_given = job.order == "given"
+    order = row_order(lengths, batch=job.batch, steps=steps, epochs=job.epochs, seed=job.seed, as_given=as_given)
     return TrainingPlan(
         job_digest=job_digest,
         data_digest=data_digest,
@@ -185,18 +186,20 @@ def padding_share(lengths: Sequence[int], micro_batch: int) -> float:
     return 1 - sum(lengths) / padded
 
 
-def row_order(lengths: Sequence[int], *, batch: int, steps: int, epochs: float, seed: int) -> list[int]:
+def row_order(
+    lengths: Sequence[int], *, batch: int, steps: int, epochs: float, seed: int, as_given: bool = False
+) -> list[int]:
     """The rows of a whole run, as indices in the order they are trained on: batch after batch.
 
-    Passes in random order, one after the other. Rows of like length are brought into the same
-    batch within a window of batches; the batches of a window are in random order again. Equal
-    arguments give equal orders, and so a resumed run knows where it was.
+    Passes in random order, or with `as_given` in the rows' own, one after the other. Rows of like
+    length are brought into the same batch within a window of batches; the batches of a window are
+    in random order again. Equal arguments give equal orders, and so a resumed run knows where it was.
     """
     generator = random.Random(seed)  # noqa: S311 - an order, not a secret
     wanted = min(steps * batch, math.ceil(len(lengths) * epochs))
     order: list[int] = []
     while len(order) < wanted:
-        order += generator.sample(range(len(lengths)), len(lengths))
+        order += range(len(lengths)) if as_given else generator.sample(range(len(lengths)), len(lengths))
     window = batch * _GROUPED_BATCHES
     grouped: list[int] = []
     for start in range(0, wanted, window):
