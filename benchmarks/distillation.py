@@ -4,10 +4,11 @@
 
 ROWS are `{prompt, response}` of a real teacher. Those that pass the gate are trained on, in the canonical form of the
 contract, with `--planted` generated concepts whose right verdict is known, answered by the embedded rules: real rows
-have few verdicts but `aligned` and `needs_adjustment`. smollm2-135m-instruct learns from both for `--minutes` (or
-`--max-steps`), is packaged in 4 bits, and answers `--cases` generated concepts that no row is like. Reported for base
-and student: the share of valid answers, the metric with an invalid answer as 0, and the balanced accuracy of the
-verdict against the planted truth (an invalid answer is wrong; always answering the same is 0.33).
+have few verdicts but `aligned` and `needs_adjustment`. smollm2-135m-instruct learns from the teacher's rows first and
+from the planted ones behind them (`--order shuffled` mixes them), for `--minutes` (or `--max-steps`), is packaged in 4
+bits, and answers `--cases` generated concepts that no row is like. Reported for base and student: the share of valid
+answers, the metric with an invalid answer as 0, and the balanced accuracy of the verdict against the planted truth (an
+invalid answer is wrong; always answering the same is 0.33).
 
 Everything is kept in `--folder`, and a run that was killed goes on there. `--json` prints one object.
 """
@@ -47,7 +48,7 @@ def main() -> None:
     role = load("roles", "product_owner")(contract=given.contract)
     cases = role.generate_concepts(given.cases, HELD_OUT_SEED)
     dataset = build_rows(role, given, cases)
-    student, training = train(given, dataset)
+    student, training = train(role, given, dataset)
     found: dict[str, Any] = {
         "contract": given.contract,
         "form": role.contract.output_format,
@@ -76,7 +77,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--max-steps", type=int, help="train for so many steps, whatever time they take")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--order", choices=["curriculum", "shuffled"], default="curriculum")
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1, help="that train together, each with its share of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--concurrency", type=int, default=4, help="answers generated at a time")
@@ -99,7 +101,15 @@ def build_rows(role: Any, given: argparse.Namespace, cases: list[Concept]) -> Da
     return builder.build_from([given.teacher_rows, planted], output)
 
 
-def train(given: argparse.Namespace, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+def curriculum(given: argparse.Namespace, dataset: Dataset) -> Path:
+    """The rows with the planted ones last: in one batch a teacher's free prose drowns what little a verdict weighs."""
+    path: Path = given.folder / "curriculum.jsonl"
+    rows = (row for _, row in artifacts.read_jsonl(dataset.paths["train"]))
+    artifacts.write_jsonl(path, sorted(rows, key=lambda row: row["concept"].get("planted_label") is not None))
+    return path
+
+
+def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
     """The student's GGUF, and what its training was."""
     version = given.folder / "student_v1"
     record = version / "adapter" / "po_distill.json"
@@ -115,12 +125,14 @@ def train(given: argparse.Namespace, dataset: Dataset) -> tuple[Path, dict[str, 
             learning_rate=given.learning_rate,
             max_steps=given.max_steps,
             minutes=None if given.max_steps else given.minutes,
+            order="given" if given.order == "curriculum" else "shuffled",
             quantization_aware="q4_0",
             evaluate_every=0,
             launcher="accelerate" if given.processes > 1 else "local",
             launcher_options={"processes": given.processes} if given.processes > 1 else {},
         )
-        adapter = trainer.train(dataset, version, log_path=given.folder / "training.log")
+        rows = curriculum(given, dataset) if given.order == "curriculum" else Path(dataset.paths["train"])
+        adapter = trainer.train(rows, version, contract=role.contract, log_path=given.folder / "training.log")
         artifacts.write_json(given.folder / "minutes.json", {"minutes": round((time.monotonic() - started_s) / 60, 1)})
     packages = list(version.glob("*.Q4_0.gguf"))
     if not packages:

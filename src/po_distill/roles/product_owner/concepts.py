@@ -1,9 +1,10 @@
 """Concepts with their requirements, made offline with the truth planted in them, or varied from given ones.
 
 A concept says what the product needs and what is out of scope. Its requirements cover the needs,
-but for planted gaps (a need without a requirement) and planted conflicts (a requirement for what
+but for planted gaps (needs without a requirement) and planted conflicts (requirements for what
 is out of scope). A conflict makes the right status `misaligned`, else a gap makes it
-`needs_adjustment`, else it is `aligned`.
+`needs_adjustment`, else it is `aligned`. There can be several of each: where one need in seven is a
+gap, a small student learns to say that every need is covered.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from po_distill.roles.product_owner.vocabulary import (
 
 # tier -> needs, exclusions, qualities, limits
 _TIERS = {"simple": (2, 1, 1, 0), "medium": (3, 1, 1, 1), "complex": (4, 2, 2, 1)}
+
+_GAP_BESIDE_CONFLICT = 0.3  # how often a misaligned concept has a gap too
 
 _PHRASINGS = (
     "{product} for {audience} in {region}. It needs {needs}. Out of scope: {exclusions}.",
@@ -68,10 +71,12 @@ def _generate_one(rng: random.Random, concept_id: str, tier: str, status: str) -
     need_count, exclusion_count, quality_count, limit_count = _TIERS[tier]
     features = rng.sample(FEATURES, need_count + exclusion_count)
     needs, exclusions = features[:need_count], features[need_count:]
-    gaps = (
-        [rng.choice(needs)] if status == "needs_adjustment" or (status == "misaligned" and rng.random() < 0.2) else []
-    )
-    conflicts = [rng.choice(exclusions)] if status == "misaligned" else []
+    gaps: list[str] = []
+    if status == "needs_adjustment":
+        gaps = rng.sample(needs, rng.randint(1, need_count - 1))
+    elif status == "misaligned" and rng.random() < _GAP_BESIDE_CONFLICT:
+        gaps = [rng.choice(needs)]
+    conflicts = rng.sample(exclusions, rng.randint(1, exclusion_count)) if status == "misaligned" else []
     asked = [need for need in needs if need not in gaps] + conflicts
     rng.shuffle(asked)
     product, audience, region = rng.choice(PRODUCTS), rng.choice(AUDIENCES), rng.choice(REGIONS)

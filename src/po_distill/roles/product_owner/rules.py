@@ -8,7 +8,7 @@ no match for one on free prose, where it finds few needs and objects to little.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from po_distill import safe_yaml
@@ -61,7 +61,7 @@ def _find(concept: Concept) -> _Findings:
     judged = [
         f"{identifier} {phrase} {kind}"
         for identifier, text in requirements
-        for kind, phrases in (("out of scope", exclusions), ("covered", needs))
+        for kind, phrases in (("out of scope (conflict)", exclusions), ("covered", needs))
         for phrase in phrases
         if _is_about(text, phrase)
     ]
@@ -145,13 +145,23 @@ def _review(found: _Findings) -> dict[str, Any]:
 def _evidence(found: _Findings) -> list[str]:
     """What the concept wants, what each requirement is about, and which needs are left: the verdict follows from it.
 
-    In words in which a small student can find it: each phrase has behind it what the next line says of it again, so
-    that it copies and need not judge, and an id leads to what it asks for, as it does in the requirements.
+    In words in which a small student can find it. A phrase has behind it what is known of it, and is said again as it
+    was said last, so that the student copies and need not judge; an id leads to what it asks for, as it does in the
+    requirements. What is wrong has a word that stands nowhere else, and again at the end of its line, so that the lists
+    and the verdict have it close by.
     """
     wanted = [*(f"{need} needed" for need in found.needs), *(f"{phrase} out of scope" for phrase in found.exclusions)]
-    left = [f"{need} {'missing' if need in found.gaps else 'covered'}" for need in found.needs]
-    lines = {"Scope": wanted, "Asked for": found.judged, "Needs": left}
-    return [f"{title}: {', '.join(items) or 'nothing that the concept names'}" for title, items in lines.items()]
+    needs = [f"{need} {'needed (missing)' if need in found.gaps else 'covered'}" for need in found.needs]
+    conflicts = [f"{identifier} {phrase}" for identifier, phrase in found.conflicts]
+    return [
+        f"Scope: {_or_none(wanted)}",
+        f"Asked for: {_or_none(found.judged)}; conflicts {_or_none(conflicts)}",
+        f"Needs: {_or_none(needs)}; missing {_or_none(found.gaps)}",
+    ]
+
+
+def _or_none(items: Sequence[str]) -> str:
+    return ", ".join(items) or "none"
 
 
 def _actions(found: _Findings) -> list[str]:
@@ -170,8 +180,8 @@ def _narrative(found: _Findings) -> str:
         )
     if found.gaps:
         return (
-            f"The requirements respect the scope, but {listed(found.gaps)} is missing. "
-            "Adding it makes them complete, so they need an adjustment before work starts."
+            f"The requirements respect the scope, but none of them asks for {listed(found.gaps)}. "
+            "Adding that makes them complete, so they need an adjustment before work starts."
         )
     return (
         "The requirements cover what the concept needs and respect what it leaves out. "
