@@ -105,7 +105,7 @@ def curriculum(given: argparse.Namespace, dataset: Dataset) -> Path:
     """The rows with the planted ones last: in one batch a teacher's free prose drowns what little a verdict weighs."""
     path: Path = given.folder / "curriculum.jsonl"
     rows = (row for _, row in artifacts.read_jsonl(dataset.paths["train"]))
-    artifacts.write_jsonl(path, sorted(rows, key=lambda row: row["concept"].get("planted_label") is not None))
+    artifacts.write_jsonl(path, sorted(rows, key=lambda row: bool(row["concept"]["planted_label"])))
     return path
 
 
