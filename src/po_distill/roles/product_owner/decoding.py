@@ -27,7 +27,7 @@ _ITEMS = {
     "key_capabilities": (2, 10, 100),
     "non_goals": (0, 5, 110),
     "success_metrics": (2, 5, 90),
-    "summary": (2, 3, 240),
+    "summary": (2, 3, 400),  # the evidence of the embedded rules: longer than a teacher's findings
     "aligned": (0, 12, 180),
     "gaps": (0, 4, 320),
     "conflicts": (0, 4, 320),
