@@ -102,7 +102,7 @@ def build_rows(role: Any, given: argparse.Namespace, cases: list[Concept]) -> Da
 
 
 def curriculum(given: argparse.Namespace, dataset: Dataset) -> Path:
-    """The rows with the planted ones last: in one batch a teacher's free prose drowns what little a verdict weighs."""
+    """The rows with the planted ones last, so that a teacher's free prose does not outweigh verdicts at the end."""
     path: Path = given.folder / "curriculum.jsonl"
     rows = (row for _, row in artifacts.read_jsonl(dataset.paths["train"]))
     artifacts.write_jsonl(path, sorted(rows, key=lambda row: bool(row["concept"]["planted_label"])))
