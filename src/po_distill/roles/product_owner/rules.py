@@ -33,7 +33,7 @@ class _Findings(NamedTuple):
     aligned: list[tuple[str, str]]  # (requirement, what it is about)
     gaps: list[str]
     conflicts: list[tuple[str, str]]  # (requirement, the exclusion it contradicts)
-    judged: list[str]  # each requirement about a need or an exclusion, in their order, and which it is
+    asked: list[tuple[str, str, bool]]  # (requirement, the need or exclusion it is about, whether it is needed)
 
     @property
     def status(self) -> str:
@@ -58,14 +58,14 @@ def _find(concept: Concept) -> _Findings:
     contradicting = {identifier for identifier, _ in conflicts}
     aligned = [(i, _subject(text, needs)) for i, text in requirements if i not in contradicting]
     gaps = [need for need in needs if not any(_is_about(text, need) for _, text in requirements)]
-    judged = [
-        f"{identifier} {phrase} {kind}"
+    asked = [
+        (identifier, phrase, needed)
         for identifier, text in requirements
-        for kind, phrases in (("out of scope (conflict)", exclusions), ("covered", needs))
+        for phrases, needed in ((exclusions, False), (needs, True))
         for phrase in phrases
         if _is_about(text, phrase)
     ]
-    return _Findings(needs, exclusions, aligned, gaps, conflicts, judged)
+    return _Findings(needs, exclusions, aligned, gaps, conflicts, asked)
 
 
 def _phrases(pattern: re.Pattern[str], text: str) -> list[str]:
@@ -143,25 +143,34 @@ def _review(found: _Findings) -> dict[str, Any]:
 
 
 def _evidence(found: _Findings) -> list[str]:
-    """What the concept wants, what each requirement is about, and which needs are left: the verdict follows from it.
+    """What the concept wants, what each requirement is about, and what is left over: the verdict follows from it.
 
-    In words in which a small student can find it. A phrase has behind it what is known of it, and is said again as it
-    was said last, so that the student copies and need not judge; an id leads to what it asks for, as it does in the
-    requirements. What is wrong has a word that stands nowhere else, and again at the end of its line, so that the lists
-    and the verdict have it close by.
+    In words in which a small student can find it. Needs are counted, and counted down as requirements ask for them, so
+    that the student never compares two lists: what is left says whether there is a gap, as the conflicts' count says
+    whether there is one. A phrase stands before what is known of it, and an id leads to what it asks for, as it does in
+    the requirements. No id is said twice on a line: a small student loops there.
     """
-    wanted = [*(f"{need} needed" for need in found.needs), *(f"{phrase} out of scope" for phrase in found.exclusions)]
-    needs = [f"{need} {'needed (missing)' if need in found.gaps else 'covered'}" for need in found.needs]
-    conflicts = [f"{identifier} {phrase}" for identifier, phrase in found.conflicts]
+    scope = [f"{need} need {number}" for number, need in enumerate(found.needs, start=1)]
+    scope += [f"{phrase} out of scope" for phrase in found.exclusions]
+    left, conflicts = found.needs, 0
+    asked = [f"left {len(left)}"]
+    for identifier, phrase, needed in found.asked:
+        if needed:
+            left = [need for need in left if need != phrase]
+            asked.append(f"{identifier} {phrase} covered left {len(left)}")
+        else:
+            conflicts += 1
+            asked.append(f"{identifier} {phrase} out of scope conflict {conflicts}")
     return [
-        f"Scope: {_or_none(wanted)}",
-        f"Asked for: {_or_none(found.judged)}; conflicts {_or_none(conflicts)}",
-        f"Needs: {_or_none(needs)}; missing {_or_none(found.gaps)}",
+        f"Scope: {', '.join(scope) or 'none'}",
+        f"Asked for: {', '.join(asked)}",
+        f"Needs {_counted('left', found.gaps)}, {_counted('conflicts', [' '.join(one) for one in found.conflicts])}",
     ]
 
 
-def _or_none(items: Sequence[str]) -> str:
-    return ", ".join(items) or "none"
+def _counted(name: str, items: Sequence[str]) -> str:
+    """Such as `left 2 weekly reports, price alerts`, and `left 0` where there are none."""
+    return " ".join([f"{name} {len(items)}", ", ".join(items)]).rstrip()
 
 
 def _actions(found: _Findings) -> list[str]:
