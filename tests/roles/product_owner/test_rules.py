@@ -29,31 +29,31 @@ def test_what_is_needed_is_counted_down_and_what_is_left_is_named() -> None:
         "job boards out of scope",
         "Asked for: left 3, FR001 weekly reports covered left 2, FR002 map views out of scope conflict 1, "
         "FR003 price alerts covered left 1",
-        "Needs left 1 online booking, conflicts 1 FR002 map views",
+        "Gaps 1 online booking, conflicts 1 FR002 map views",
     ]
 
 
 def test_a_need_that_is_asked_for_twice_is_counted_once() -> None:
-    _, asked, left = evidence("Show weekly reports", "Mail weekly reports")
+    _, asked, last = evidence("Show weekly reports", "Mail weekly reports")
     assert asked == "Asked for: left 3, FR001 weekly reports covered left 2, FR002 weekly reports covered left 2"
-    assert left == "Needs left 2 price alerts, online booking, conflicts 0"
+    assert last == "Gaps 2 price alerts, online booking, conflicts 0"
 
 
 def test_a_requirement_about_two_things_is_counted_for_both() -> None:
-    _, asked, left = evidence("Support map views with price alerts")
+    _, asked, last = evidence("Support map views with price alerts")
     assert asked == "Asked for: left 3, FR001 map views out of scope conflict 1, FR001 price alerts covered left 2"
-    assert left == "Needs left 2 weekly reports, online booking, conflicts 1 FR001 map views"
+    assert last == "Gaps 2 weekly reports, online booking, conflicts 1 FR001 map views"
 
 
 def test_where_nothing_is_wanted_or_asked_for_the_evidence_says_so() -> None:
-    assert evidence(concept="A portal.") == ["Scope: none", "Asked for: left 0", "Needs left 0, conflicts 0"]
+    assert evidence(concept="A portal.") == ["Scope: none", "Asked for: left 0", "Gaps 0, conflicts 0"]
 
 
 def test_the_counts_decide_the_verdict() -> None:
     for concept in ROLE.generate_concepts(90, seed=5):
         summary = write_documents(concept)[REVIEW]["summary"]
         assert isinstance(summary, list)
-        left, conflicts = (int(count) for count in re.findall(r"(?:left|conflicts) (\d+)", str(summary[2])))
+        left, conflicts = (int(count) for count in re.findall(r"(?:Gaps|conflicts) (\d+)", str(summary[2])))
         counted_down = int(re.findall(r"left (\d+)", str(summary[1]))[-1])
         verdict = "misaligned" if conflicts else "needs_adjustment" if left else "aligned"
         assert (verdict, counted_down) == (concept.planted_label, left)

@@ -146,9 +146,9 @@ def _evidence(found: _Findings) -> list[str]:
     """What the concept wants, what each requirement is about, and what is left over: the verdict follows from it.
 
     In words in which a small student can find it. Needs are counted, and counted down as requirements ask for them, so
-    that the student never compares two lists: what is left says whether there is a gap, as the conflicts' count says
-    whether there is one. A phrase stands before what is known of it, and an id leads to what it asks for, as it does in
-    the requirements. No id is said twice on a line: a small student loops there.
+    that the student never compares two lists: as many gaps are there as needs are left. The last line has the words of
+    the lists that follow it, by which they are found. A phrase stands before what is known of it, and an id leads to
+    what it asks for, as it does in the requirements. No id is said twice on a line: a small student loops there.
     """
     scope = [f"{need} need {number}" for number, need in enumerate(found.needs, start=1)]
     scope += [f"{phrase} out of scope" for phrase in found.exclusions]
@@ -164,12 +164,12 @@ def _evidence(found: _Findings) -> list[str]:
     return [
         f"Scope: {', '.join(scope) or 'none'}",
         f"Asked for: {', '.join(asked)}",
-        f"Needs {_counted('left', found.gaps)}, {_counted('conflicts', [' '.join(one) for one in found.conflicts])}",
+        f"{_counted('Gaps', found.gaps)}, {_counted('conflicts', [' '.join(one) for one in found.conflicts])}",
     ]
 
 
 def _counted(name: str, items: Sequence[str]) -> str:
-    """Such as `left 2 weekly reports, price alerts`, and `left 0` where there are none."""
+    """Such as `Gaps 2 weekly reports, price alerts`, and `Gaps 0` where there are none."""
     return " ".join([f"{name} {len(items)}", ", ".join(items)]).rstrip()
 
 
