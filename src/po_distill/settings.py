@@ -176,9 +176,9 @@ def quickstart_settings(minutes: float, role: str = "product_owner") -> Settings
             base="smollm2-135m-instruct",
             lora=LoRASettings(dropout=0.0),
             epochs=1.0,
-            lr=1e-3,
+            lr=2e-3,
             batch=2,
-            max_steps=44,  # where the loss has come down; `minutes` ends it sooner on a slow machine
+            max_steps=60,  # where the loss has come down; `minutes` ends it sooner on a slow machine
             minutes=minutes,
             quantization_aware="q4_0",
             evaluate_every=0,  # a run of minutes keeps them for its steps
