@@ -148,7 +148,7 @@ def _evidence(found: _Findings) -> list[str]:
     In words in which a small student can find it. Needs are counted, and counted down as requirements ask for them, so
     that the student never compares two lists: as many gaps are there as needs are left. The last line has the words of
     the lists that follow it, by which they are found. A phrase stands before what is known of it, and an id leads to
-    what it asks for, as it does in the requirements. No id is said twice on a line: a small student loops there.
+    what it asks for, as it does in the requirements. A line goes through the ids once: a small student loops otherwise.
     """
     scope = [f"{need} need {number}" for number, need in enumerate(found.needs, start=1)]
     scope += [f"{phrase} out of scope" for phrase in found.exclusions]
