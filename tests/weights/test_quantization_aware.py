@@ -30,6 +30,17 @@ def test_rounding_gives_what_ggufs_own_quantizer_reads_back(values: np.ndarray) 
     np.testing.assert_array_equal(rounded_to_q4_0(torch.from_numpy(values)).numpy(), expected)
 
 
+@pytest.mark.parametrize("first", [1.0, -1.0])
+def test_of_two_values_of_like_magnitude_the_first_sets_the_scale(first: float) -> None:
+    values = np.full((1, 32), 0.3, dtype=np.float32)
+    values[0, 4], values[0, 20] = first, -first
+    halved = values.astype(np.float16).astype(np.float32)
+    expected = dequantize(quantize(halved, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0)
+    rounded = rounded_to_q4_0(torch.from_numpy(values)).numpy()
+    np.testing.assert_array_equal(rounded, expected)
+    assert rounded[0, 4] == first != -rounded[0, 20]  # only the side that sets the scale is held exactly
+
+
 def student(tmp_path: Path, **changes: object) -> torch.nn.Module:
     base = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "base", **changes), dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
