@@ -1,21 +1,24 @@
 """The memory of the plan's run, Mistral-7B's true shape with random weights: estimated, and on a CUDA GPU measured.
 
-    python benchmarks/training_7b.py [--json]
+    python benchmarks/training_7b.py [--card-gb 40] [--json]
 
 Without a GPU the estimate is printed by parts for GPUs of several sizes, and held against a trace: the layers run on
 tensors with shapes and no memory, and what their backward pass keeps is counted. On a GPU the run is
 made: ours and plain `trl.SFTTrainer` in turn, the same rows, rank and batch, with tokens per second, the share of the
-GPU's peak arithmetic (MFU) and the peak memory beside the estimate. `--layers` makes a smaller one.
+GPU's peak arithmetic (MFU) and the peak memory beside the estimate; with `--card-gb` ours once more, planned for a card
+of that memory. `--layers` makes a smaller one.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -27,7 +30,7 @@ from po_distill.records import LoRASettings
 from po_distill.weights import packed_rows
 from po_distill.weights.answer_loss import predict_loss
 from po_distill.weights.lean_layers import LeanLoRALinear, answer_loss, make_lean
-from po_distill.weights.memory_estimate import MemoryNeeds, fit, longest_rows, shape_of
+from po_distill.weights.memory_estimate import MemoryEstimate, MemoryNeeds, fit, longest_rows, shape_of
 from po_distill.weights.packed_rows import ATTENTION, Packing, pack, packed_attention
 from po_distill.weights.student_model import device_name, free_memory
 from po_distill.weights.tokenization import TokenizedRow
@@ -142,81 +145,101 @@ def _fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any
 # --- on a GPU -------------------------------------------------------------------------------------
 
 
-def measured(data: Sequence[TokenizedRow], layers: int, run: Callable[..., int]) -> dict[str, float]:
-    """Tokens per second and peak memory of steps, the first ones aside."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    order = row_order([len(row.input_ids) for row in data], batch=BATCH, steps=STEPS, epochs=99, seed=7)
-    steps = [[data[i] for i in order[start : start + BATCH]] for start in range(0, len(order), BATCH)]
-    work = run(layers, data)
-    tokens, started_s = 0, 0.0
-    for number, step in enumerate(steps):
-        if number == WARM_UP:
-            torch.cuda.synchronize()
-            started_s = time.perf_counter()
-        work(step)
-        tokens += sum(len(row.input_ids) for row in step) if number >= WARM_UP else 0
-    torch.cuda.synchronize()
-    tokens_per_s = tokens / (time.perf_counter() - started_s)
-    name = device_name()
-    peak = next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
-    # Forward 2 and backward 2 per parameter and token: the base is frozen, its gradients are not computed.
-    flop_per_token = 4 * shape_of(config(layers)).parameters
-    return {
-        "tokens_per_s": round(tokens_per_s, 1),
-        "mfu": round(tokens_per_s * flop_per_token / (peak * 1e12), 4) if peak else 0.0,
-        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-    }
+class Meter:
+    """Tokens per second and peak memory of the same steps for every trainer, the first ones aside."""
+
+    def __init__(self, data: Sequence[TokenizedRow]) -> None:
+        order = row_order([len(row.input_ids) for row in data], batch=BATCH, steps=STEPS, epochs=99, seed=7)
+        self.rows = [data[i] for i in order]
+        self.steps = [self.rows[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        self._done, self._started_s, self._took_s = 0, 0.0, 0.0
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def step_ended(self) -> None:
+        """To be called behind each step."""
+        torch.cuda.synchronize()
+        self._done += 1
+        if self._done == WARM_UP:
+            self._started_s = time.perf_counter()
+        self._took_s = time.perf_counter() - self._started_s
+
+    def figures(self, layers: int) -> dict[str, float]:
+        """What was measured, and the share of the GPU's peak arithmetic where that is known (else 0)."""
+        tokens = sum(len(row.input_ids) for step in self.steps[WARM_UP:] for row in step)
+        tokens_per_s = tokens / self._took_s
+        name = device_name()
+        peak = next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
+        # Forward 2 and backward 2 per parameter and token: the base is frozen, its gradients are not computed.
+        flop_per_token = 4 * shape_of(config(layers)).parameters
+        return {
+            "tokens_per_s": round(tokens_per_s, 1),
+            "mfu": round(tokens_per_s * flop_per_token / (peak * 1e12), 4) if peak else 0.0,
+            "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+        }
 
 
-def ours(layers: int, data: Sequence[TokenizedRow]) -> Any:
-    estimate = fit(needs(data, layers), batch=BATCH, budget_bytes=round(free_memory() * 0.95))
+def ours(layers: int, data: Sequence[TokenizedRow], estimate: MemoryEstimate) -> dict[str, Any]:
+    """Ours, in the pieces that the estimate planned, and what it estimated."""
+    meter = Meter(data)
     model = student(layers, "cuda", lean=True, checkpointing=estimate.checkpoint_activations)
     predict_loss(model.get_base_model())
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-4, fused=True)
-
-    def step(chosen: Sequence[TokenizedRow]) -> None:
-        answers = sum(row.answer_tokens for row in chosen)
-        for start in range(0, len(chosen), estimate.micro_batch):
-            batch = pack(chosen[start : start + estimate.micro_batch])
+    for rows_of_step in meter.steps:
+        answers = sum(row.answer_tokens for row in rows_of_step)
+        for start in range(0, BATCH, estimate.micro_batch):
+            batch = pack(rows_of_step[start : start + estimate.micro_batch])
             inputs = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             (model(**inputs) / answers).backward()
         optimizer.step()
         optimizer.zero_grad()
+        meter.step_ended()
+    found = meter.figures(layers)
+    estimated_gb = (estimate.total - estimate.parts["cuda"]) / 1e9  # the allocator's own count
+    return found | {
+        "estimated_gb": round(estimated_gb, 2),
+        "peak_over_estimated": round(found["peak_gb"] / estimated_gb, 3),
+        "rows_at_a_time": estimate.micro_batch,
+        "activations_twice": estimate.checkpoint_activations,
+    }
 
-    return step
 
-
-def plain_trl(layers: int, data: Sequence[TokenizedRow]) -> Any:
-    """One step at a time of `trl.SFTTrainer` as it comes: padded batches, logits everywhere, activations twice."""
+def plain_trl(layers: int, data: Sequence[TokenizedRow]) -> dict[str, Any]:
+    """`trl.SFTTrainer` as it comes: padded batches, logits everywhere, activations twice."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    model = student(layers, "cuda", lean=False)
-    columns = {"input_ids": [list(row.input_ids) for row in data], "labels": [row.labels for row in data]}
-    settings = SFTConfig(
-        output_dir="/dev/null", per_device_train_batch_size=BATCH, report_to="none", bf16=True, max_length=None,
-        save_strategy="no", dataset_kwargs={"skip_prepare_dataset": True},
-    )  # fmt: skip
+    meter = Meter(data)
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            meter.step_ended()
+
+    columns = {
+        "input_ids": [list(row.input_ids) for row in meter.rows],
+        "labels": [list(row.labels) for row in meter.rows],
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>", pad_token="</s>")
-    dataset = Dataset.from_dict(columns)
-    trainer = SFTTrainer(model=model, args=settings, train_dataset=dataset, processing_class=tokenizer)
-    trainer.create_optimizer()
-
-    def step(chosen: Sequence[TokenizedRow]) -> None:
-        batch = trainer.data_collator([{"input_ids": list(row.input_ids), "labels": row.labels} for row in chosen])
-        trainer.training_step(trainer.model, batch)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-
-    return step
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SFTConfig(
+            output_dir=folder, per_device_train_batch_size=BATCH, max_steps=STEPS, learning_rate=1e-4, max_length=None,
+            report_to="none", save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )  # fmt: skip
+        SFTTrainer(
+            model=student(layers, "cuda", lean=False), args=settings, train_dataset=Dataset.from_dict(columns),
+            processing_class=tokenizer, callbacks=[Steps()],
+        ).train()  # fmt: skip
+    return meter.figures(layers)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--card-gb", type=float, help="measure also what is planned for a card of so much memory")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     data = rows(64)
@@ -229,10 +252,13 @@ def main() -> int:
         "gpu": device_name() if torch.cuda.is_available() else None,
     }
     if torch.cuda.is_available():
-        estimate = fit(needs(data, given.layers), batch=BATCH, budget_bytes=round(free_memory() * 0.95))
-        found["estimated_gb"] = round((estimate.total - estimate.parts["cuda"]) / 1e9, 2)  # the allocator's own count
-        found["ours"] = measured(data, given.layers, ours)
-        found["trl"] = measured(data, given.layers, plain_trl)
+        budgets = {"ours": free_memory()}
+        if given.card_gb:
+            budgets[f"ours_{given.card_gb:g}gb"] = min(free_memory(), round(given.card_gb * 1e9))
+        for name, budget in budgets.items():
+            estimate = fit(needs(data, given.layers), batch=BATCH, budget_bytes=round(budget * 0.95))
+            found[name] = ours(given.layers, data, estimate)
+        found["trl"] = plain_trl(given.layers, data)
         found["ratio_trl"] = round(found["ours"]["tokens_per_s"] / found["trl"]["tokens_per_s"], 3)
     if given.json:
         print(json.dumps(found))
@@ -250,9 +276,9 @@ def tell(found: dict[str, Any]) -> None:
     print(f"activations traced over the formula's: {found['traced_over_estimated']}")
     if not torch.cuda.is_available():
         print("No CUDA GPU here: nothing was measured.")
-    for name in ("ours", "trl"):
-        if name in found:
-            print(f"{name}: {found[name]}")
+    for name, run in found.items():
+        if name == "trl" or name.startswith("ours"):
+            print(f"{name}: {run}")
 
 
 if __name__ == "__main__":
