@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 import torch
 from transformers import AutoTokenizer
 
-from po_distill.artifacts import digest_bytes, read_record, write_jsonl
+from po_distill.artifacts import digest_bytes, read_record, write_json, write_jsonl
 from po_distill.errors import ArtifactError, InputError, MissingExtraError, TrainingError
-from po_distill.records import Adapter, LoRASettings
-from po_distill.weights import answer_trainer, training_checks
+from po_distill.records import Adapter, LoRASettings, TrainingJob
+from po_distill.weights import answer_trainer, lora_training, training_checks
 from po_distill.weights.packed_rows import pack
 from po_distill.weights.tokenization import IGNORED, TokenizedRow, tokenize_file
 from po_distill.weights.training_checks import check_batch
@@ -190,6 +190,27 @@ def test_what_this_machine_cannot_do_is_said_before_the_base_is_loaded(
     with pytest.raises(MissingExtraError, match="bitsandbytes"):
         monkeypatch.setattr(training_checks.importlib.util, "find_spec", lambda name: None)
         training_checks.check_quantized_base(job, on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "place"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU"),
+        (MemoryError(), "this machine"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_whose_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, place: str
+) -> None:
+    def run_out(job: TrainingJob, *, started_s: float) -> Adapter | None:
+        raise raised
+
+    job = tiny_job(tmp_path, tmp_path)
+    write_json(tmp_path / "job.json", job)
+    monkeypatch.setattr(lora_training, "train", run_out)
+    assert lora_training.main([str(tmp_path / "job.json")]) == 1
+    failure = read_record(Path(job.work_path) / lora_training.FAILURE_NAME, lora_training.TrainingFailure)
+    assert failure.problem.startswith(f"The memory of {place} is not enough to train")
 
 
 def test_a_prompt_contract_and_the_chat_template_travel_with_the_adapter(base: Path, tmp_path: Path) -> None:

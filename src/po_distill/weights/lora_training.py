@@ -185,9 +185,10 @@ def _translated(job: TrainingJob) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _NO_MEMORY):
             raise
+        place = "the GPU" if "cuda" in str(error).lower() else "this machine"
         raise TrainingError(
-            f"The memory of this machine is not enough to train {job.base_name} with batch {job.batch}.",
-            "Use a smaller --batch, a smaller base model, or a machine with more memory.",
+            f"The memory of {place} is not enough to train {job.base_name} with batch {job.batch}.",
+            "Use a smaller --batch, a smaller base model, or more memory; or end what else runs there.",
         ) from error
 
 
