@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from po_distill.paired_comparison import (
     _t_quantile,
     bca,
+    cases_to_bound,
     cases_to_decide,
     compare,
     decide,
@@ -157,6 +158,16 @@ def test_failures_that_were_not_seen_are_bounded_as_clopper_and_pearson_do():
     assert unseen_share(0, 50) == pytest.approx(1 - 0.05 ** (1 / 50))
     assert unseen_share(2, 40) == pytest.approx(0.149, abs=0.001)
     assert unseen_share(7, 7) == 1.0
+
+
+@pytest.mark.parametrize("failed", [0, 1, 4])
+def test_as_many_cases_as_bound_the_unseen_failures_are_needed_and_no_fewer(failed):
+    needed = cases_to_bound(failed, 0.05)
+    assert unseen_share(failed, needed) <= 0.05 < unseen_share(failed, needed - 1)
+
+
+def test_no_number_of_cases_shows_that_there_are_no_failures():
+    assert cases_to_bound(0, 0.0) == 1_000_000
 
 
 def test_what_only_the_95_percent_interval_would_pass_is_undecided():

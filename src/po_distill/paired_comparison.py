@@ -146,6 +146,19 @@ def unseen_share(failed: int, n: int, level: float = LEVEL) -> float:
     return high
 
 
+def cases_to_bound(failed: int, most: float, level: float = LEVEL) -> int:
+    """How many cases, with so many failures among them, leave no larger share possible; a million is "too many"."""
+    low, high = failed, FEWEST + failed
+    while unseen_share(failed, high, level) > most:
+        if high >= _MOST_CASES:
+            return _MOST_CASES
+        low, high = high, min(2 * high, _MOST_CASES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if unseen_share(failed, middle, level) > most else (low, middle)
+    return high
+
+
 # --- interval -----------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from po_distill.gate_rules import GateRules, read_gate
-from po_distill.paired_comparison import unseen_share
+from po_distill.paired_comparison import cases_to_bound, unseen_share
 from po_distill.records import CandidateResult, Difference, RuleResult, Slice, Verdict
 from po_distill.records.evaluation import Outcome
 
@@ -162,13 +162,15 @@ def _unseen_failures(student: CandidateResult, most: float) -> RuleResult:
     failed = student.cases - round(student.valid_share * student.cases)
     share = unseen_share(failed, student.cases)
     readable = [result.score.value for result in student.results if result.score.valid]
-    cost = share * (sum(readable) / len(readable) if readable else 1.0)
+    mean = sum(readable) / len(readable) if readable else 1.0
     reason = (
         f"{failed} of {student.cases} answers are invalid, which leaves up to {share:.3f} possible (95 %), worth "
-        f"{cost:.3f} of the metric; at most {most:.3f} is allowed"
+        f"{share * mean:.3f} of the metric; at most {most:.3f} is allowed"
     )
-    outcome: bool | Outcome = True if cost <= most else "undecided"
-    return _result("unseen_failures", outcome, reason, cost, most, student.cases)
+    if share * mean <= most:
+        return _result("unseen_failures", True, reason, share * mean, most, student.cases)
+    reason += f"; {cases_to_bound(failed, most / mean if mean else 1.0):,} cases with no more of them would decide it"
+    return _result("unseen_failures", "undecided", reason, share * mean, most, student.cases)
 
 
 def _planted(student: CandidateResult) -> int:
