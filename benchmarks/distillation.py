@@ -2,13 +2,14 @@
 
     python benchmarks/distillation.py --teacher-rows ROWS.jsonl --folder F [--contract fenced] [--minutes 40] [--json]
 
-ROWS are `{prompt, response}` of a real teacher. Those that pass the gate are trained on, in the canonical form of the
-contract, with `--planted` generated concepts whose right verdict is known, answered by the embedded rules: real rows
-have few verdicts but `aligned` and `needs_adjustment`. smollm2-135m-instruct learns from the teacher's rows first and
-from the planted ones behind them (`--order shuffled` mixes them), for `--minutes` (or `--max-steps`), is packaged in 4
-bits, and answers `--cases` generated concepts that no row is like. Reported for base and student: the share of valid
-answers, the metric with an invalid answer as 0, and the balanced accuracy of the verdict against the planted truth (an
-invalid answer is wrong; always answering the same is 0.33).
+ROWS are `{prompt, response}` of a real teacher. Those that pass the gate (or the first `--teacher-most` of them, where
+the time is short) are trained on, in the canonical form of the contract, with `--planted` generated concepts whose
+right verdict is known, answered by the embedded rules: real rows have few verdicts but `aligned` and
+`needs_adjustment`. smollm2-135m-instruct learns from the teacher's rows first and from the planted ones behind them
+(`--order shuffled` mixes them), for `--minutes` (or `--max-steps`), is packaged in 4 bits, and answers `--cases`
+generated concepts that no row is like. Reported for base and student: the share of valid answers, the metric with an
+invalid answer as 0, and the balanced accuracy of the verdict against the planted truth (an invalid answer is wrong;
+always answering the same is 0.33).
 
 Everything is kept in `--folder`, and a run that was killed goes on there. `--json` prints one object.
 """
@@ -70,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--contract", default="fenced")
     parser.add_argument("--base", default="smollm2-135m-instruct")
+    parser.add_argument("--teacher-most", type=int, help="of the teacher's rows that pass the gate.  [default: all]")
     parser.add_argument("--planted", type=int, default=360, help="generated concepts to learn from")
     parser.add_argument("--cases", type=int, default=210, help="generated concepts to be judged on")
     parser.add_argument(
@@ -101,18 +103,23 @@ def build_rows(role: Any, given: argparse.Namespace, cases: list[Concept]) -> Da
     return builder.build_from([given.teacher_rows, planted], output)
 
 
-def curriculum(given: argparse.Namespace, dataset: Dataset) -> Path:
-    """The rows with the planted ones last, so that a teacher's free prose does not outweigh verdicts at the end."""
+def curriculum(given: argparse.Namespace, dataset: Dataset) -> tuple[Path, int]:
+    """The rows with the planted ones last, so that a teacher's free prose does not outweigh verdicts at the end.
+
+    And how many of them are the teacher's: the first `--teacher-most`.
+    """
     path: Path = given.folder / "curriculum.jsonl"
-    rows = (row for _, row in artifacts.read_jsonl(dataset.paths["train"]))
-    artifacts.write_jsonl(path, sorted(rows, key=lambda row: bool(row["concept"]["planted_label"])))
-    return path
+    rows = [row for _, row in artifacts.read_jsonl(dataset.paths["train"])]
+    teacher = [row for row in rows if not row["concept"]["planted_label"]][: given.teacher_most]
+    artifacts.write_jsonl(path, [*teacher, *(row for row in rows if row["concept"]["planted_label"])])
+    return path, len(teacher)
 
 
 def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
     """The student's GGUF, and what its training was."""
     version = given.folder / "student_v1"
     record = version / "adapter" / "po_distill.json"
+    rows, teacher_rows = curriculum(given, dataset)
     started_s = time.monotonic()
     if record.exists():
         adapter = artifacts.read_record(record, Adapter)
@@ -131,7 +138,6 @@ def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path,
             launcher="accelerate" if given.processes > 1 else "local",
             launcher_options={"processes": given.processes} if given.processes > 1 else {},
         )
-        rows = curriculum(given, dataset) if given.order == "curriculum" else Path(dataset.paths["train"])
         adapter = trainer.train(rows, version, contract=role.contract, log_path=given.folder / "training.log")
         artifacts.write_json(given.folder / "minutes.json", {"minutes": round((time.monotonic() - started_s) / 60, 1)})
     packages = list(version.glob("*.Q4_0.gguf"))
@@ -145,6 +151,7 @@ def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path,
     return packages[0], {
         **taken,
         "steps": summary.steps,
+        "teacher_rows": teacher_rows,
         "rows_seen": min(seen, summary.rows),
         "tokens_per_s": round(summary.tokens_per_s),
         "last_loss": round(summary.last_loss, 4),
