@@ -1,7 +1,7 @@
 """The JSON schema that a Product Owner's answer is decoded under where it must be valid: bounded, and of one concept.
 
 Lists hold what the metric and the gate ask for, no text is blank or needs an escape, the lists fit the status, and what
-names a requirement begins with an id that the concept has. The time is left out: the library stamps it.
+names a requirement has an id that the concept has. The time is left out: the library stamps it.
 
 Lengths stand in the patterns: no converter of llama.cpp takes a `maxLength` beside a pattern.
 """
@@ -27,13 +27,14 @@ _ITEMS = {
     "key_capabilities": (2, 10, 100),
     "non_goals": (0, 5, 110),
     "success_metrics": (2, 5, 90),
-    "summary": (2, 3, 400),  # the evidence of the embedded rules: longer than a teacher's findings
+    "summary": (2, 3, 500),  # the evidence of the embedded rules: longer than a teacher's findings
     "aligned": (0, 12, 180),
     "gaps": (0, 4, 320),
     "conflicts": (0, 4, 320),
     "recommended_actions": (2, 4, 320),
 }
 _TEXTS = {"product_name": (1, 60), "product_summary": (40, 420), "narrative": (40, 680)}
+_NAMED = {"aligned": "ID: WORDS", "conflicts": "WORDS: ID"}  # items that name a requirement
 _SHARES = tuple(percent / 100 for percent in range(100, 4, -5))  # of these lengths
 _SHORTEST_ITEM = 24
 
@@ -59,17 +60,17 @@ def _schema(concept: Concept, share: float) -> dict[str, JsonValue]:
         least, most = _TEXTS[name]
         return _text(least, max(int(most * share), least, _SHORTEST_ITEM))
 
-    def items(name: str, least: int | None = None, most: int | None = None, ids: Sequence[str] = ()) -> dict[str, Any]:
+    def items(name: str, least: int | None = None, most: int | None = None) -> dict[str, Any]:
         own_least, own_most, length = _ITEMS[name]
         return {
             "type": "array",
-            "items": _text(1, max(int(length * share), _SHORTEST_ITEM), ids),
+            "items": _text(1, max(int(length * share), _SHORTEST_ITEM), _NAMED.get(name), ids),
             "minItems": own_least if least is None else least,
             "maxItems": own_most if most is None else most,
         }
 
     def review(status: str, gaps: dict[str, Any], conflicts: dict[str, Any]) -> dict[str, Any]:
-        lists = {"aligned": items("aligned", most=most_aligned, ids=ids), "gaps": gaps, "conflicts": conflicts}
+        lists = {"gaps": gaps, "conflicts": conflicts, "aligned": items("aligned", most=most_aligned)}
         return _object(
             {
                 "summary": items("summary"),
@@ -93,7 +94,7 @@ def _schema(concept: Concept, share: float) -> dict[str, JsonValue]:
     reviews = [  # the verdict is written behind the lists, and fits what they hold
         review("aligned", no_gaps, no_conflicts),
         review("needs_adjustment", items("gaps", 1), no_conflicts),
-        review("misaligned", items("gaps"), items("conflicts", 1, ids=ids)),
+        review("misaligned", items("gaps"), items("conflicts", 1)),
     ]
     return _object({VISION: _object(vision), REVIEW: {"anyOf": reviews}})
 
@@ -107,10 +108,10 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(least: int, most: int, identifiers: Sequence[str] = ()) -> dict[str, Any]:
-    """A text of so many characters; where ids are given that fit into a pattern, it begins with one of them."""
+def _text(least: int, most: int, form: str | None = None, identifiers: Sequence[str] = ()) -> dict[str, Any]:
+    """A text of so many characters; in a form of `_NAMED`, with one of the ids where they are fit for a pattern."""
     words = rf"{_FIRST}{_NEXT}{{{least - 1},{most - 1}}}"
     known = [one for one in dict.fromkeys(identifiers) if _IDENTIFIER.fullmatch(one)]
-    if not known or len(known) > _MOST_IDENTIFIERS:
-        return {"type": "string", "pattern": f"^{words}$"}
-    return {"type": "string", "pattern": f"^({'|'.join(known)}): {words}$"}
+    if form and known and len(known) <= _MOST_IDENTIFIERS:
+        words = form.replace("WORDS", words).replace("ID", f"({'|'.join(known)})")
+    return {"type": "string", "pattern": f"^{words}$"}

@@ -34,11 +34,11 @@ class ProductVision(Record):
 
 
 class RequirementsAlignment(Record):
-    """Each requirement sorted by how it fits the vision."""
+    """Each requirement sorted by how it fits the vision; what is wrong stands first, behind the evidence of it."""
 
-    aligned: list[str]
     gaps: list[str]
     conflicts: list[str]
+    aligned: list[str]
 
 
 class ProductOwnerReview(Record):

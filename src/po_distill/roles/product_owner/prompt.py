@@ -13,7 +13,7 @@ from po_distill.records import Concept, Message, PromptContract
 
 ROLE = "product_owner"
 CONTRACTS = ("fenced", "tagged", "json", "dspy")  # `dspy` needs the extra of that name
-OUTPUT_FORMAT = "double-quoted/2"  # 2: the verdict stands behind its evidence
+OUTPUT_FORMAT = "double-quoted/3"  # 2: the verdict stands behind its evidence; 3: and what is wrong before what fits
 NO_VISION = "(no existing vision)"
 
 _JOB = """\
@@ -50,12 +50,12 @@ _REVIEW_FORM = """\
 summary:
   - "finding"
 requirements_alignment:
-  aligned:
-    - "ID: what fits"
   gaps:
     - "what is missing"
   conflicts:
-    - "ID: what it contradicts"
+    - "what it contradicts: ID"
+  aligned:
+    - "ID: what fits"
 status: "aligned | needs_adjustment | misaligned"
 recommended_actions:
   - "action"
@@ -67,8 +67,8 @@ Act as senior PO; output one JSON object EXACTLY as specified, [] for an empty l
 {"product_vision": {"product_name": "short name", "product_summary": "one paragraph", "target_users": ["audience"], \
 "value_proposition": ["outcome"], "key_capabilities": ["capability"], "non_goals": ["what stays out"], \
 "success_metrics": ["measure"], "last_updated": "ISO time"}, "product_owner_review": {"summary": \
-["finding"], "requirements_alignment": {"aligned": ["ID: what fits"], "gaps": ["what is missing"], "conflicts": \
-["ID: what it contradicts"]}, "status": \
+["finding"], "requirements_alignment": {"gaps": ["what is missing"], "conflicts": ["what it contradicts: ID"], \
+"aligned": ["ID: what fits"]}, "status": \
 "aligned | needs_adjustment | misaligned", "recommended_actions": ["action"], "narrative": "why this status"}}
 """
 

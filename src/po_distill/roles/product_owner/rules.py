@@ -33,7 +33,7 @@ class _Findings(NamedTuple):
     aligned: list[tuple[str, str]]  # (requirement, what it is about)
     gaps: list[str]
     conflicts: list[tuple[str, str]]  # (requirement, the exclusion it contradicts)
-    asked: list[tuple[str, str, bool]]  # (requirement, the need or exclusion it is about, whether it is needed)
+    asked: list[tuple[str, list[tuple[str, bool]]]]  # (requirement, what it is about: (phrase, whether it is needed))
 
     @property
     def status(self) -> str:
@@ -58,12 +58,9 @@ def _find(concept: Concept) -> _Findings:
     contradicting = {identifier for identifier, _ in conflicts}
     aligned = [(i, _subject(text, needs)) for i, text in requirements if i not in contradicting]
     gaps = [need for need in needs if not any(_is_about(text, need) for _, text in requirements)]
+    wanted = [*((phrase, False) for phrase in exclusions), *((phrase, True) for phrase in needs)]
     asked = [
-        (identifier, phrase, needed)
-        for identifier, text in requirements
-        for phrases, needed in ((exclusions, False), (needs, True))
-        for phrase in phrases
-        if _is_about(text, phrase)
+        (i, [(phrase, needed) for phrase, needed in wanted if _is_about(text, phrase)]) for i, text in requirements
     ]
     return _Findings(needs, exclusions, aligned, gaps, conflicts, asked)
 
@@ -132,9 +129,9 @@ def _review(found: _Findings) -> dict[str, Any]:
     return {
         "summary": _evidence(found),
         "requirements_alignment": {
-            "aligned": [f"{identifier}: {subject}" for identifier, subject in found.aligned],
             "gaps": [f"No requirement for {gap}" for gap in found.gaps],
-            "conflicts": [f"{identifier}: {phrase} is out of scope" for identifier, phrase in found.conflicts],
+            "conflicts": [f"{phrase} is out of scope: {identifier}" for identifier, phrase in found.conflicts],
+            "aligned": [f"{identifier}: {subject}" for identifier, subject in found.aligned],
         },
         "status": found.status,
         "recommended_actions": _actions(found),
@@ -145,26 +142,30 @@ def _review(found: _Findings) -> dict[str, Any]:
 def _evidence(found: _Findings) -> list[str]:
     """What the concept wants, what each requirement is about, and what is left over: the verdict follows from it.
 
-    In words in which a small student can find it. Needs are counted, and counted down as requirements ask for them, so
-    that the student never compares two lists: as many gaps are there as needs are left. The last line has the words of
-    the lists that follow it, by which they are found. A phrase stands before what is known of it, and an id leads to
-    what it asks for, as it does in the requirements. A line goes through the ids once: a small student loops otherwise.
+    In words in which a small student can find it. Needs are counted down and conflicts up, so that it never compares
+    two lists. All requirements are gone through, once and in their order, the ones about something else too: which id
+    comes next, and where the line ends, is then seen in the requirements. Each has both counts, so that the last line
+    has them from right before it. A phrase stands before what is known of it. The last line has the words of the
+    lists behind it, by which they are found; a conflict begins with its phrase, since a list that begins with an id
+    goes on to the next id.
     """
     scope = [f"{need} need {number}" for number, need in enumerate(found.needs, start=1)]
     scope += [f"{phrase} out of scope" for phrase in found.exclusions]
-    left, conflicts = found.needs, 0
-    asked = [f"left {len(left)}"]
-    for identifier, phrase, needed in found.asked:
-        if needed:
-            left = [need for need in left if need != phrase]
-            asked.append(f"{identifier} {phrase} covered left {len(left)}")
-        else:
-            conflicts += 1
-            asked.append(f"{identifier} {phrase} out of scope conflict {conflicts}")
+    left, conflicts = set(found.needs), 0
+    asked = [f"left {len(left)} conflicts 0"]
+    for identifier, about in found.asked:
+        for phrase, needed in about:
+            left.discard(phrase)
+            conflicts += not needed
+            judged = "covered" if needed else "out of scope"
+            asked.append(f"{identifier} {phrase} {judged} left {len(left)} conflicts {conflicts}")
+        if not about:
+            asked.append(f"{identifier} other left {len(left)} conflicts {conflicts}")
+    contradicted = [f"{phrase} {identifier}" for identifier, phrase in found.conflicts]
     return [
         f"Scope: {', '.join(scope) or 'none'}",
         f"Asked for: {', '.join(asked)}",
-        f"{_counted('Gaps', found.gaps)}, {_counted('conflicts', [' '.join(one) for one in found.conflicts])}",
+        f"{_counted('Gaps', found.gaps)}, {_counted('conflicts', contradicted)}",
     ]
 
 
