@@ -6,10 +6,10 @@ ROWS are `{prompt, response}` of a real teacher. Those that pass the gate (or th
 the time is short) are trained on, in the canonical form of the contract, with `--planted` generated concepts whose
 right verdict is known, answered by the embedded rules: real rows have few verdicts but `aligned` and
 `needs_adjustment`. smollm2-135m-instruct learns from the teacher's rows first and from the planted ones behind them
-(`--order shuffled` mixes them), for `--minutes` (or `--max-steps`), is packaged in 4 bits, and answers `--cases`
-generated concepts that no row is like. Reported for base and student: the share of valid answers, the metric with an
-invalid answer as 0, and the balanced accuracy of the verdict against the planted truth (an invalid answer is wrong;
-always answering the same is 0.33).
+(`--order shuffled` mixes them), for `--minutes` (or `--max-steps`), is packaged in `--quantization` (and trained for
+it where that is q4_0), and answers `--cases` generated concepts that no row is like. Reported for base and student:
+the share of valid answers, the metric with an invalid answer as 0, and the balanced accuracy of the verdict against
+the planted truth (an invalid answer is wrong; always answering the same is 0.33).
 
 Everything is kept in `--folder`, and a run that was killed goes on there. `--json` prints one object.
 """
@@ -83,6 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1, help="that train together, each with its share of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--quantization", choices=["q4_0", "q8_0", "f16"], default="q4_0")
     parser.add_argument("--concurrency", type=int, default=4, help="answers generated at a time")
     parser.add_argument("--threads", type=int, help="of llama.cpp.  [default: one per core]")
     parser.add_argument("--json", action="store_true")
@@ -133,17 +134,17 @@ def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path,
             max_steps=given.max_steps,
             minutes=None if given.max_steps else given.minutes,
             order="given" if given.order == "curriculum" else "shuffled",
-            quantization_aware="q4_0",
+            quantization_aware="q4_0" if given.quantization == "q4_0" else None,
             evaluate_every=0,
             launcher="accelerate" if given.processes > 1 else "local",
             launcher_options={"processes": given.processes} if given.processes > 1 else {},
         )
         adapter = trainer.train(rows, version, contract=role.contract, log_path=given.folder / "training.log")
         artifacts.write_json(given.folder / "minutes.json", {"minutes": round((time.monotonic() - started_s) / 60, 1)})
-    packages = list(version.glob("*.Q4_0.gguf"))
+    packages = list(version.glob(f"*.{given.quantization.upper()}.gguf"))
     if not packages:
-        merged = Merger(gguf="q4_0").merge(adapter, version)
-        packages = [Path(Packager(name="student-v1", quantization="q4_0").package(merged).gguf.path)]
+        merged = Merger(gguf=given.quantization).merge(adapter, version)
+        packages = [Path(Packager(name="student-v1", quantization=given.quantization).package(merged).gguf.path)]
     summary = adapter.training
     assert summary is not None
     taken = json.loads((given.folder / "minutes.json").read_text())
@@ -163,7 +164,7 @@ def base_package(given: argparse.Namespace) -> Path:
     """The base without an adapter, packaged alike."""
     path: Path = given.folder / "base.gguf"
     if not path.exists():
-        write_gguf(locate(given.base).path, path, "q4_0")
+        write_gguf(locate(given.base).path, path, given.quantization)
     return path
 
 
