@@ -162,7 +162,7 @@ def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path,
 
 def base_package(given: argparse.Namespace) -> Path:
     """The base without an adapter, packaged alike."""
-    path: Path = given.folder / "base.gguf"
+    path: Path = given.folder / f"base.{given.quantization.upper()}.gguf"
     if not path.exists():
         write_gguf(locate(given.base).path, path, given.quantization)
     return path

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,22 @@ def test_the_report_says_that_answers_were_held(held):
     report, _ = held
     for path in (report.artifacts["report"], report.artifacts["report as a page"]):
         assert "greedy under a JSON schema (guaranteed-valid)" in Path(path).read_text()
+
+
+def test_what_fits_begins_and_what_conflicts_ends_with_an_id_of_the_concept() -> None:
+    identifiers = re.findall(r"id: (\S+)", CONCEPTS[0].requirements_yaml)
+    reviews = decoding_schema(ROLE, CONCEPTS[0], 4096)["properties"]["product_owner_review"]["anyOf"]
+    (misaligned,) = [one for one in reviews if one["properties"]["status"]["enum"] == ["misaligned"]]
+    lists = misaligned["properties"]["requirements_alignment"]["properties"]
+    assert list(lists) == ["gaps", "conflicts", "aligned"]
+    fits, conflicts = (re.compile(lists[name]["items"]["pattern"]) for name in ("aligned", "conflicts"))
+    for identifier in identifiers:
+        assert fits.search(f"{identifier}: map views")
+        assert conflicts.search(f"map views: {identifier}")
+        assert not fits.search(f"map views: {identifier}")
+        assert not conflicts.search(f"{identifier}: map views")
+    assert not fits.search("XX999: map views")
+    assert not conflicts.search("map views: XX999")
 
 
 def test_no_answer_is_longer_than_the_schema_allows(held):

@@ -169,7 +169,7 @@ def _unseen_failures(student: CandidateResult, most: float) -> RuleResult:
     )
     if share * mean <= most:
         return _result("unseen_failures", True, reason, share * mean, most, student.cases)
-    reason += f"; {cases_to_bound(failed, most / mean if mean else 1.0):,} cases with no more of them would decide it"
+    reason += f"; {cases_to_bound(failed, most / mean):,} cases with no more of them would decide it"
     return _result("unseen_failures", "undecided", reason, share * mean, most, student.cases)
 
 
