@@ -83,6 +83,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1, help="that train together, each with its share of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--scheduler", choices=["cosine", "linear", "constant", "wsd"], default="cosine")
+    parser.add_argument("--beta2", type=float, default=0.999, help="of AdamW")
     parser.add_argument("--quantization", choices=["q4_0", "q8_0", "f16"], default="q4_0")
     parser.add_argument("--concurrency", type=int, default=4, help="answers generated at a time")
     parser.add_argument("--threads", type=int, help="of llama.cpp.  [default: one per core]")
@@ -131,6 +133,8 @@ def train(role: Any, given: argparse.Namespace, dataset: Dataset) -> tuple[Path,
             epochs=1,
             batch=given.batch,
             learning_rate=given.learning_rate,
+            scheduler=given.scheduler,
+            beta2=given.beta2,
             max_steps=given.max_steps,
             minutes=None if given.max_steps else given.minutes,
             order="given" if given.order == "curriculum" else "shuffled",

@@ -96,7 +96,8 @@ class TrainSettings(_Section):
     seed: int = 7
     order: Literal["shuffled", "given"] = "shuffled"  # of the rows in a pass: drawn, or the file's (a curriculum)
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
+    scheduler: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # the learning rate after the warm-up
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999  # of AdamW: how long it remembers the squares of gradients
     warmup: Fraction = 0.03  # share of the steps over which the learning rate rises; runs under 20 steps have none
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # a LoRA of three passes is held back by its rank alone
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of base and arithmetic; the adapter's is float32
@@ -180,9 +181,11 @@ def quickstart_settings(minutes: float, role: str = "product_owner") -> Settings
             batch=2,
             max_steps=60,  # where the loss has come down; `minutes` ends it sooner on a slow machine
             minutes=minutes,
-            quantization_aware="q4_0",
+            scheduler="wsd",  # most is learned in the second half
+            beta2=0.95,
             evaluate_every=0,  # a run of minutes keeps them for its steps
         ),
+        package=PackageSettings(quantization="q8_0"),  # so small a student loses much of what it knows to four bits
         evaluate=EvaluateSettings(subset=30, max_tokens=None, concurrency=2, gate="basic"),
     )
 

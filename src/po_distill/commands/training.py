@@ -50,8 +50,13 @@ _WHAT, _HOW, _ADAPTER, _FIT, _WATCH = (
 )
 @sectioned(_HOW, "--lr", "learning_rate", default=1e-4, show_default=True, type=float, help="Peak learning rate.")
 @sectioned(
-    _HOW, "--scheduler", default="cosine", show_default=True, type=click.Choice(["cosine", "linear", "constant"])
-)
+    _HOW, "--scheduler", default="cosine", show_default=True,
+    type=click.Choice(["cosine", "linear", "constant", "wsd"]), help="Of the learning rate, after the warm-up.",
+)  # fmt: skip
+@sectioned(
+    _HOW, "--beta2", default=0.999, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of AdamW.",
+)  # fmt: skip
 @sectioned(_HOW, "--warmup", default=0.03, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps.")
 @sectioned(_HOW, "--weight-decay", default=0.0, show_default=True, type=click.FloatRange(min=0))
 @sectioned(

@@ -63,7 +63,8 @@ class TrainingJob(Record):
     seed: int = 7
     order: Literal["shuffled", "given"] = "shuffled"  # of the rows in a pass: drawn, or the file's own
     quantization_aware: Literal["q4_0"] | None = None  # train against the weights rounded as they will be packaged
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"  # how the learning rate runs down after the warm-up
+    scheduler: Literal["cosine", "linear", "constant", "wsd"] = "cosine"  # the learning rate after the warm-up
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999  # of AdamW: how long it remembers the squares of gradients
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of base and arithmetic; the adapter's is float32
     quantize_base: Literal["nf4"] | None = None  # QLoRA: the base's matrices in 4 bits, on a CUDA GPU

@@ -12,8 +12,8 @@ from po_distill.reporting.foreign_text import for_markdown, one_line
 
 _MOST_ROWS = 20  # of the table of held-out losses
 _SETTINGS = (  # in the order of the card
-    "epochs", "batch", "learning_rate", "scheduler", "warmup", "weight_decay", "max_seq_len", "max_samples",
-    "max_steps", "minutes", "seed", "order", "quantization_aware", "quantize_base", "patience",
+    "epochs", "batch", "learning_rate", "scheduler", "warmup", "beta2", "weight_decay", "max_seq_len",
+    "max_samples", "max_steps", "minutes", "seed", "order", "quantization_aware", "quantize_base", "patience",
 )  # fmt: skip
 
 

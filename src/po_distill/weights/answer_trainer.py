@@ -27,6 +27,8 @@ from po_distill.weights.tokenization import TokenizedRow
 from po_distill.weights.training_checks import check_batch, require_free
 from po_distill.weights.training_plan import TrainingPlan
 
+_SCHEDULERS = {"constant": "constant_with_warmup", "wsd": "warmup_stable_decay"}  # by the Trainer's names
+_DECAY = 0.3  # the share of the steps at whose end wsd brings the learning rate down
 _WRITING = ("writ", "no space", "iostream", "inline_container")  # what torch says where a file cannot be written
 
 
@@ -41,8 +43,10 @@ def trainer_settings(job: TrainingJob, plan: TrainingPlan, folder: Path, team: P
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=rows // micro_batch,
         learning_rate=plan.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if job.scheduler == "constant" else job.scheduler,
+        lr_scheduler_type=_SCHEDULERS.get(job.scheduler, job.scheduler),
+        lr_scheduler_kwargs={"num_decay_steps": math.ceil(plan.steps * _DECAY)} if job.scheduler == "wsd" else None,
         warmup_steps=plan.warmup_steps,
+        adam_beta2=job.beta2,
         weight_decay=job.weight_decay,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
