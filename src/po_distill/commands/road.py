@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--fresh", is_flag=True, help="Start over: forget what earlier runs finished.")
 @json_option
 def quickstart(minutes: float, role: str, fresh: bool, as_json: bool) -> None:
-    """Walk the whole road offline, in fifteen to twenty-five minutes.
+    """Walk the whole road offline, in fifteen to thirty minutes.
 
     No keys, no GPU: a rule-based stand-in plays the teacher, SmolLM2-135M is the student. A second run goes on where
     the first stopped.
