@@ -28,7 +28,7 @@ from po_distill.weights.training_checks import check_batch, require_free
 from po_distill.weights.training_plan import TrainingPlan
 
 _SCHEDULERS = {"constant": "constant_with_warmup", "wsd": "warmup_stable_decay"}  # by the Trainer's names
-_DECAY = 0.3  # the share of the steps at whose end wsd brings the learning rate down
+_DECAY = 0.3  # wsd: the last share of the steps, over which the learning rate runs down
 _WRITING = ("writ", "no space", "iostream", "inline_container")  # what torch says where a file cannot be written
 
 
