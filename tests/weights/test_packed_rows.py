@@ -97,6 +97,27 @@ def test_dropout_leaves_the_expected_output_and_changes_each_call(tmp_path: Path
     assert student(**packed).item() == student(**packed).item()
 
 
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.999999])
+def test_dropout_drops_its_share_alike_in_rows_and_columns(tmp_path: Path, p: float) -> None:
+    base = tiny_model(tmp_path / "base")
+    lora = LoRASettings(rank=8, alpha=8, dropout=p, target_modules=("q_proj",))
+    student = load_student(base, lora, "float32", seed=1)
+    layer = student.get_base_model().model.layers[0].self_attn.q_proj
+    width = layer.in_features
+    with torch.no_grad():  # such that the layer's output is its input after dropout, behind the frozen product
+        layer.get_base_layer().weight.zero_()
+        layer.lora_A["default"].weight.copy_(torch.eye(8, width))
+        layer.lora_B["default"].weight.copy_(torch.eye(layer.out_features, 8))
+        kept = layer(torch.ones(4001, width))[:, :8] * (1 - p)
+    dropped = kept == 0
+    torch.testing.assert_close(kept[~dropped], torch.ones_like(kept[~dropped]))
+    spread = (p * (1 - p)) ** 0.5
+    assert abs(dropped.double().mean() - p) < 5 * spread / dropped.numel() ** 0.5 + 2**-16
+    if p < 0.9:
+        assert dropped.double().mean(0).std() < 3 * spread / 4001**0.5
+        assert dropped.double().mean(1).std() == pytest.approx(spread / 8**0.5, rel=0.1)
+
+
 def test_layers_that_are_computed_twice_give_the_same_gradients(tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base")
     packed = pack(rows_of(base, tmp_path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
@@ -49,6 +50,19 @@ class _LoRAProduct(torch.autograd.Function):
         return g_x, None, None, g_a, g_b, None, None
 
 
+def _kept(x: Tensor, p: float) -> Tensor:
+    """Dropout's mask for x, of its shape: each value false with probability p, to 16 bits of it.
+
+    On a processor `bernoulli_` draws value by value, an eighth of a step. Here its generator gives the seed of a
+    faster one, of which each draw of 64 bits is good for four values.
+    """
+    if x.device.type != "cpu":
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
+    seed = int(torch.randint(2**62, ()))
+    draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.uint16)[: x.numel()]
+    return torch.from_numpy(draws >= min(round(p * 2**16), 2**16 - 1)).view(x.shape)
+
+
 class LeanLoRALinear(PeftLinear):  # type: ignore[misc]
     """peft's LoRA layer over nn.Linear, its one active adapter computed by `_LoRAProduct`."""
 
@@ -63,7 +77,7 @@ class LeanLoRALinear(PeftLinear):  # type: ignore[misc]
         scale, keep = float(self.scaling[name]), None
         drop = self.lora_dropout[name]
         if isinstance(drop, nn.Dropout) and drop.p > 0 and self.training:
-            keep = torch.empty(flat.shape, dtype=torch.bool, device=flat.device).bernoulli_(1 - drop.p)
+            keep = _kept(flat, drop.p)
             scale /= 1 - drop.p
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         product: Tensor = _LoRAProduct.apply(flat, base.weight, base.bias, a, b, scale, keep)  # type: ignore[no-untyped-call]
