@@ -182,7 +182,7 @@ def _value(value: Any) -> str:
 
 
 def _quickstart_rows() -> Iterator[str]:
-    ours, plain = _flat(quickstart_settings(8)), _flat(Settings())
+    ours, plain = _flat(quickstart_settings(10)), _flat(Settings())
     for name, value in ours.items():
         if value != plain[name]:
             yield f"| `{name}` | {_value(value)} | {_value(plain[name])} |\n"

@@ -55,3 +55,4 @@ def test_quickstart_needs_no_network_and_keeps_to_its_minutes() -> None:
         "smollm2-135m-instruct",
         3,
     )
+    assert (settings.evaluate.subset, quickstart_settings(30).evaluate.subset) == (12, 30)

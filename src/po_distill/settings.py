@@ -167,6 +167,9 @@ class Settings(_Section):
         return self.model_copy(update={**sections, **folders})
 
 
+_MINUTES_FOR_VERDICTS = 15.0  # two cores learn the form of the answers in less; from these on more cases are asked
+
+
 def quickstart_settings(minutes: float, role: str = "product_owner") -> Settings:
     """The whole road on a bare machine: offline, on two cores, with `minutes` of training."""
     return Settings(
@@ -179,14 +182,13 @@ def quickstart_settings(minutes: float, role: str = "product_owner") -> Settings
             epochs=1.0,
             lr=2e-3,
             batch=2,
-            max_steps=60,  # where the loss has come down; `minutes` ends it sooner on a slow machine
             minutes=minutes,
             scheduler="wsd",  # most is learned in the second half
             beta2=0.95,
             evaluate_every=0,  # a run of minutes keeps them for its steps
         ),
         package=PackageSettings(quantization="q8_0"),  # so small a student loses much of what it knows to four bits
-        evaluate=EvaluateSettings(subset=30, max_tokens=None, concurrency=2, gate="basic"),
+        evaluate=EvaluateSettings(subset=30 if minutes >= _MINUTES_FOR_VERDICTS else 12, max_tokens=None, gate="basic"),
     )
 
 
