@@ -50,7 +50,6 @@ if __name__ == "__main__":
         scheduler="wsd",
         beta2=0.95,
         minutes=minutes,
-        max_seq_len=2560,  # tokens; a row is never cut
     )
     adapter = trainer.train(dataset, version)
     assert adapter.training is not None

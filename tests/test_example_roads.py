@@ -33,7 +33,7 @@ ROLE = load("roles", "product_owner")()
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model whose tokenizer knows the role's words, so that a row fits into 2,048 tokens."""
-    concepts = ROLE.generate_concepts(20, seed=1)
+    concepts = ROLE.generate_concepts(60, seed=7)
     texts = [ROLE.render(concept)[-1].content + ROLE.answer_by_rules(concept) for concept in concepts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_models, "TEXTS", texts)
