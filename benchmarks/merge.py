@@ -15,8 +15,9 @@ not there is left out and its figure is null.
 The chain is peft merge + save in FP16, the converter to an F16 GGUF, and llama.cpp's own quantizer to Q4_0, with a
 thread for each processor. `speedup_chain` is the chain's time over ours for both outputs, `speedup_peft` peft's over
 ours to FP16, `copy_floor_ratio` ours to FP16 over a plain direct copy of the base, which reads and writes as many
-bytes. `peak_anonymous_gib` is the largest of ours, `written_gb` what ours wrote for both. `tensors_differing` counts
-tensors of our GGUF that are not the chain's to the byte; `control_differing` those of the base without the adapter.
+bytes. `peak_anonymous_gib` is the largest of ours, shared anonymous memory counted, and `written_gb` what ours wrote
+for both. `tensors_differing` counts tensors of our GGUF that are not the chain's to the byte, `control_differing` those
+of the base without the adapter.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -159,7 +161,8 @@ def _watched(command: list[str], synced: Path | None = None) -> dict[str, float]
     def watch() -> None:
         while process.poll() is None:
             with contextlib.suppress(OSError, StopIteration, ValueError):
-                seen["anonymous"] = max(seen["anonymous"], _value(process.pid, "status", "RssAnon:") * 1024)
+                held = sum(_value(process.pid, "status", kind) for kind in ("RssAnon:", "RssShmem:"))
+                seen["anonymous"] = max(seen["anonymous"], held * 1024)
                 seen["written"] = max(seen["written"], _value(process.pid, "io", "write_bytes:"))
             time.sleep(0.01)
 
@@ -418,8 +421,9 @@ def floor(folder: Path) -> dict[str, float]:
 
 
 def _ours(folder: Path, part: str, *, checkpoint: bool, gguf: bool) -> dict[str, float]:
-    import torch  # noqa: F401  (its import is not part of the work, as it is not in peft's time)
-
+    for name in ("torch", "libgguf", "gguf.vocab"):  # imports are no part of the work, as they are none of the peers'
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     from po_distill.weights.gguf import GGUFWish
     from po_distill.weights.lora_merge import merge_lora
 

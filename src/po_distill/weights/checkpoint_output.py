@@ -36,6 +36,9 @@ class CheckpointOutput:
     def place(self, block: Block) -> tuple[int, int, int]:
         return self._file_of[block.source.name], _WIDTH * block.elements, 0
 
+    def is_slow(self, block: Block) -> bool:
+        return False
+
     def most_bytes(self, block: Block) -> int:
         return 0
 

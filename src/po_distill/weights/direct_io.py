@@ -15,6 +15,7 @@ import mmap
 import os
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from po_distill.errors import WeightsError
 
 ALIGNMENT_BYTES = 4096  # a multiple of the block size of every disk in use
 _WRITE_BYTES = 8 << 20
-_WRITE_BUFFERS = 3
+_WRITE_BUFFERS = 4
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _O_BINARY = getattr(os, "O_BINARY", 0)
 _REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -116,7 +117,7 @@ class RangeReader:
 
 
 class FileStream:
-    """Writes one file front to back in a thread of its own, and digests it on the way.
+    """Writes one file front to back in a thread of its own, and digests each piece while the disk takes it.
 
     `start` bytes of an earlier run are kept, and digested again; what stood behind them goes. The bytes lie under
     `path` from the beginning, so `path` is a name that nobody takes for a finished file. Use as a context manager.
@@ -189,16 +190,20 @@ class FileStream:
     # --- the thread -----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (item := self._full.get()) is not None:
-            buffer, digested = item
-            try:
-                if self._failure is None:
-                    self._hash.update(buffer[digested:].data)
-                    self._write(buffer)
-            except BaseException as error:  # it is raised where the next bytes are given
-                self._failure = error
-            self._free.put(buffer)
-            self._full.task_done()
+        with ThreadPoolExecutor(1, thread_name_prefix=f"digest of {self.path.name}") as digester:
+            while (item := self._full.get()) is not None:
+                buffer, digested = item
+                try:
+                    if self._failure is None:
+                        digesting = digester.submit(self._hash.update, buffer[digested:].data)
+                        try:
+                            self._write(buffer)
+                        finally:
+                            digesting.result()  # before the buffer is filled again
+                except BaseException as error:  # it is raised where the next bytes are given
+                    self._failure = error
+                self._free.put(buffer)
+                self._full.task_done()
 
     def _write(self, buffer: Bytes) -> None:
         try:

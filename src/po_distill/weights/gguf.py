@@ -152,6 +152,10 @@ class GGUFOutput:
         whole = size_bytes(block.source.shape, placement.kind)
         return 0, _size(block, placement), (-whole % ALIGNMENT_BYTES) if block.is_last else 0
 
+    def is_slow(self, block: Block) -> bool:
+        placement = self.placements.get(block.source.name)
+        return placement is not None and placement.kind == "Q6_K"
+
     def most_bytes(self, block: Block) -> int:
         """Room for the block, twice where its rows change their order, and for a piece of it in float32."""
         placement = self.placements.get(block.source.name)

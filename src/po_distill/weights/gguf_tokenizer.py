@@ -140,9 +140,10 @@ def _tokens(tokenizer: dict[str, Any], size: int, path: Path) -> tuple[list[str]
     """
     byte_fallback = bool(tokenizer["model"].get("byte_fallback"))
     unknown = tokenizer["model"].get("unk_token")
+    is_byte_token = re.compile("<0x[0-9A-F]{2}>").fullmatch
     known: dict[int, tuple[str, int]] = {}
     for text, number in tokenizer["model"]["vocab"].items():
-        is_byte = byte_fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
+        is_byte = byte_fallback and is_byte_token(text)
         known[number] = (text, BYTE if is_byte else UNKNOWN if byte_fallback and text == unknown else NORMAL)
     if known and max(known) >= size:
         raise WeightsError(

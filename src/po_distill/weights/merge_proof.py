@@ -59,7 +59,7 @@ def prove_merge(
     ]
     digest = hashlib.sha256()
     values, gguf_values, worst = 0, 0, 0.0
-    with TensorFiles(infos) as base, TensorFiles(_written(checkpoint)) as written:
+    with TensorFiles(infos, scattered=True) as base, TensorFiles(_written(checkpoint), scattered=True) as written:
         for name in names:
             rows = np.array(_spread(list(range(infos[name].shape[0] if infos[name].shape else 1)), _ROWS), np.intp)
             expected, largest = _expected(name, rows, base, adapters)

@@ -73,11 +73,13 @@ def _tensor_info(entry: HeaderEntry) -> TensorInfo:
 class TensorFiles:
     """The tensors of several safetensors files under one roof, mapped into memory and read as numpy.
 
-    `infos` maps each tensor's name to where it lies. Use as a context manager: leaving it unmaps.
+    `infos` maps each tensor's name to where it lies. `scattered` says that few rows of each are wanted: the system then
+    reads nothing around them. Use as a context manager: leaving it unmaps.
     """
 
-    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
+    def __init__(self, infos: Mapping[str, TensorInfo], *, scattered: bool = False) -> None:
         self.infos = dict(infos)
+        self._scattered = scattered
         self._maps: dict[Path, mmap.mmap] = {}
 
     def __enter__(self) -> TensorFiles:
@@ -102,6 +104,8 @@ class TensorFiles:
         if mapped is None:
             with info.path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if self._scattered and hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
             self._maps[info.path] = mapped
         dtype = np.dtype(_DTYPES[info.dtype][0])
         flat = np.frombuffer(mapped, dtype=dtype, count=info.elements, offset=info.begin)

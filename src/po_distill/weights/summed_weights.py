@@ -31,10 +31,13 @@ _LARGEST = {"float16": "65504", "bfloat16": "3.39e38"}
 # Buffers of old Llama checkpoints, which transformers computes again and does not load.
 _COMPUTED_TENSOR = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
+_OUTPUT_LAYER, _EMBEDDING = re.compile(r"(^|\.)lm_head\."), re.compile(r"(^|\.)embed_tokens\.")
+
 
 def read_weights(folder: Path) -> dict[str, TensorInfo]:
     """The tensors of a checkpoint folder that a model loads, in the order in which they are streamed.
 
+    The output layer comes last (where it is tied, the embedding): it is the slowest to quantize, and is begun early.
     Raises WeightsError where one is stored in another form than floating point.
     """
     infos = {name: info for name, info in read_tensor_infos(folder).items() if not _COMPUTED_TENSOR.search(name)}
@@ -44,7 +47,11 @@ def read_weights(folder: Path) -> dict[str, TensorInfo]:
                 f"{info.path}: {escaped(info.name)} is stored as {info.dtype}; weights in floating point are expected.",
                 "Give an unquantized checkpoint (FP32, FP16 or BF16).",
             )
-    return dict(sorted(infos.items(), key=lambda item: natural(item[0])))
+    names = sorted(infos, key=natural)
+    outputs = [name for name in names if _OUTPUT_LAYER.search(name)] or [
+        name for name in names if _EMBEDDING.search(name)
+    ]
+    return {name: infos[name] for name in [*(name for name in names if name not in outputs), *outputs]}
 
 
 @dataclass(frozen=True)

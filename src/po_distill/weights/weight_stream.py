@@ -1,8 +1,9 @@
 """The weights of a model, block by block, from its files into one or more files: the pace is the disk's.
 
 Some threads read a block of rows, compute it and encode it for each output; the blocks are written in their
-order. Memory holds a few blocks, whatever the size of the model. A run that was killed goes on behind the last
-block that is known to be on the disk; nothing has its final name before all is whole.
+order. Memory holds a few blocks, whatever the size of the model. Blocks at the end that are slow to encode are begun
+between the others, while those wait for the disk. A run that was killed goes on behind the last block that is known to
+be on the disk; nothing has its final name before all is whole.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from po_distill.weights.safetensors_file import TensorInfo
 BLOCK_ELEMENTS = 1 << 22
 _MOST_WORKERS = 8
 _NOTE_BYTES = 2 << 30  # so much may have to be written again after a kill
+_MOST_EARLY_BYTES = 128 << 20  # what is encoded before its turn stays in memory until then
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Output(Protocol):
 
     def place(self, block: Block) -> tuple[int, int, int] | None:
         """(the number of its file, its bytes, the bytes of padding behind it); None where the output leaves it out."""
+        ...
+
+    def is_slow(self, block: Block) -> bool:
+        """Whether `encode` takes much longer for the block than the disk does."""
         ...
 
     def most_bytes(self, block: Block) -> int:
@@ -186,7 +192,7 @@ def _write(
 ) -> Written:
     total = sum(_read_bytes(block) for block in blocks)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(_MOST_WORKERS, processors) + 1  # one more, as some of them wait for the disk
+    workers = min(_MOST_WORKERS, processors) + 2  # two more, as some of them wait for the disk
     with ExitStack() as stack:
         files = stack.enter_context(_GrowingFiles(outputs, ends[done - 1] if done else {}))
         computed = stack.enter_context(_computed(blocks[done:], source, outputs, workers))
@@ -268,26 +274,41 @@ def _computed(
     """The blocks with what each output makes of them, in order; a block's memory is used again after its turn."""
     most = max((block.elements for block in blocks), default=0)
     own = [max((output.most_bytes(block) for block in blocks), default=0) for output in outputs]
+    early = _Early(blocks, outputs)
 
-    def compute(block: Block, memory: BlockMemory) -> BlockMemory:
-        memory.exact = None
+    def new_memory() -> BlockMemory:
+        return BlockMemory(aligned_buffer(2 * most).view(np.uint16), [aligned_buffer(size) for size in own])
+
+    def encode_early(block: Block) -> list[Bytes | None]:
+        memory = new_memory()
         source.fill(block, memory)
-        memory.results = [
-            output.encode(block, memory, spare) if output.place(block) is not None else None
+        return [
+            output.encode(block, memory, spare).copy() if output.is_slow(block) else None
             for output, spare in zip(outputs, memory.encoded, strict=True)
         ]
+
+    def compute(block: Block, memory: BlockMemory, found: Future[list[Bytes | None]] | None) -> BlockMemory:
+        memory.exact = None
+        memory.results = list(found.result()) if found else [None] * len(outputs)
+        source.fill(block, memory)
+        for number, (output, spare) in enumerate(zip(outputs, memory.encoded, strict=True)):
+            if memory.results[number] is None and output.place(block) is not None:
+                memory.results[number] = output.encode(block, memory, spare)
         return memory
 
     def stream() -> Iterator[tuple[Block, BlockMemory]]:
         waiting: deque[tuple[Block, Future[BlockMemory]]] = deque()
-        for block in blocks:
+        begun: dict[int, Future[list[Bytes | None]]] = {}
+        for number, block in enumerate(blocks):
             if len(waiting) < workers + 1:
-                memory = BlockMemory(aligned_buffer(2 * most).view(np.uint16), [aligned_buffer(size) for size in own])
+                memory = new_memory()
             else:
                 first, future = waiting.popleft()
                 memory = future.result()
                 yield first, memory
-            waiting.append((block, threads.submit(compute, block, memory)))
+            if (other := early.due(number)) is not None:
+                begun[other] = threads.submit(encode_early, blocks[other])
+            waiting.append((block, threads.submit(compute, block, memory, begun.pop(number, None))))
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -298,6 +319,27 @@ def _computed(
             yield stream()
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+class _Early:
+    """When the slow blocks at the end are begun: evenly between those before them, as many as memory may hold."""
+
+    def __init__(self, blocks: Sequence[Block], outputs: Sequence[Output]) -> None:
+        held = 0
+        self._first = len(blocks)
+        for block in reversed(blocks):
+            placed = [output.place(block) for output in outputs if output.is_slow(block)]
+            held += sum(place[1] for place in placed if place is not None)
+            if not placed or held > _MOST_EARLY_BYTES:
+                break
+            self._first -= 1
+        self._count = len(blocks) - self._first
+        self._pace = self._first // (self._count + 1)
+
+    def due(self, number: int) -> int | None:
+        """The number of the block that is begun before the one of this number."""
+        turn, rest = divmod(number, self._pace) if self._pace else (0, 1)
+        return self._first + turn - 1 if not rest and 0 < turn <= self._count and number < self._first else None
 
 
 class _Pace:
