@@ -32,20 +32,23 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """Show how far a piece of work is; yields the function that says so."""
+def progress(label: str, total: float | None = None, unit: str = "", *, done: float = 0) -> Iterator[Advance]:
+    """Show how far a piece of work is; yields the function that says so.
+
+    `done` is what an earlier run did: it counts, and says nothing about the time that is left.
+    """
     if is_quiet():
         yield lambda amount=1, note="", total=None: None
     elif sys.stderr.isatty():
-        with _bar(label, total, unit) as advance:
+        with _bar(label, total, unit, done) as advance:
             yield advance
     else:
-        with _lines(label, total, unit) as advance:
+        with _lines(label, total, unit, done) as advance:
             yield advance
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: float | None, unit: str) -> Iterator[Advance]:
+def _bar(label: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -67,7 +70,7 @@ def _bar(label: str, total: float | None, unit: str) -> Iterator[Advance]:
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, note="")
+        task = bar.add_task(label, total=total, completed=done, note="")
 
         def advance(amount: float = 1, note: str = "", total: float | None = None) -> None:
             bar.update(task, advance=amount, total=total)
@@ -78,14 +81,14 @@ def _bar(label: str, total: float | None, unit: str) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _lines(label: str, total: float | None, unit: str) -> Iterator[Advance]:
+def _lines(label: str, total: float | None, unit: str, done: float) -> Iterator[Advance]:
     started = last_shown = time.monotonic()
-    done, last_note, whole = 0.0, "", total
+    begun, last_note, whole = done, "", total
 
     def show() -> None:
         of = f"/{whole:g}" if whole else ""
         elapsed = time.monotonic() - started
-        left = f", {elapsed / done * (whole - done):.0f} s left" if whole and 0 < done < whole else ""
+        left = f", {elapsed / (done - begun) * (whole - done):.0f} s left" if whole and begun < done < whole else ""
         say(
             f"{label}: {done:g}{of} {unit}".rstrip()
             + f" ({elapsed:.0f} s{left})"

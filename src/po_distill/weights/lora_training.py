@@ -151,9 +151,10 @@ def _train(job: TrainingJob, plan: TrainingPlan, run: LoadedRun, data: RunData, 
     if run.rounding:
         trainer.add_callback(run.rounding)
     resumed = last_checkpoint(checkpoints, team)
+    done = int(resumed.name.rpartition("-")[2]) if resumed else 0
     if resumed:
-        say(f"training: goes on behind step {resumed.name.rpartition('-')[2]} of {plan.steps}")
-    with progress("training", total=plan.steps, unit="steps") as advance:
+        say(f"training: goes on behind step {done} of {plan.steps}")
+    with progress("training", total=plan.steps, unit="steps", done=done) as advance:
         trainer.add_callback(StepRecorder(advance, job.log_path, plan, team))
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     return trainer.state

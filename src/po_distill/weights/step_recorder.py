@@ -30,9 +30,8 @@ class StepRecorder(TrainerCallback):  # type: ignore[misc]
         self._started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count what an earlier run has done."""
+        """Note the plan, or where an earlier run is gone on with."""
         if state.global_step:
-            self._advance(state.global_step)
             self._write("resume", step=state.global_step)
         else:
             self._write("plan", **self._plan.model_dump(mode="json"))

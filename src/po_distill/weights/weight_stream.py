@@ -196,8 +196,9 @@ def _write(
     with ExitStack() as stack:
         files = stack.enter_context(_GrowingFiles(outputs, ends[done - 1] if done else {}))
         computed = stack.enter_context(_computed(blocks[done:], source, outputs, workers))
-        advance = stack.enter_context(progress(label, round(total / 1e9, 1), "GB"))
-        pace = _Pace(advance, sum(_read_bytes(block) for block in blocks[:done]))
+        before = sum(_read_bytes(block) for block in blocks[:done])
+        advance = stack.enter_context(progress(label, round(total / 1e9, 1), "GB", done=round(before / 1e9, 1)))
+        pace = _Pace(advance, before)
         since_note = 0
         for number, (block, memory) in enumerate(computed, start=done):
             for output, data in zip(outputs, memory.results, strict=True):
@@ -346,7 +347,7 @@ class _Pace:
     """Says how much was read, and how fast."""
 
     def __init__(self, advance: Advance, read_bytes: int) -> None:
-        self._advance, self._read, self._shown = advance, read_bytes, 0.0
+        self._advance, self._read, self._shown = advance, read_bytes, round(read_bytes / 1e9, 1)
         self._from, self._started = read_bytes, time.monotonic()
 
     def read(self, count: int) -> None:
