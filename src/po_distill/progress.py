@@ -70,7 +70,8 @@ def _bar(label: str, total: float | None, unit: str, done: float) -> Iterator[Ad
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, completed=done, note="")
+        task = bar.add_task(label, total=total, note="")
+        bar.update(task, completed=done)
 
         def advance(amount: float = 1, note: str = "", total: float | None = None) -> None:
             bar.update(task, advance=amount, total=total)
