@@ -9,6 +9,7 @@ import asyncio
 import json
 import secrets
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,9 @@ class Runner:
             server = xllamacpp.Server(parameters)
         except (RuntimeError, ValueError) as error:
             raise RunnerError(500, f"llama-server startup failed: {error}") from error
+        # A server that is closed before its listening has begun never ends; one that has answered listens.
+        with urllib.request.urlopen(server.listening_address + "/health", timeout=60):
+            pass
         return cls(Wish(wish.path, num_ctx, wish.jinja, wish.shift), head, server, key)
 
     # --- asking ---------------------------------------------------------------------------------
