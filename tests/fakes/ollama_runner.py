@@ -6,10 +6,10 @@ Source: llm/llama_server.go. A prompt that is too long is cut in its middle, whe
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import secrets
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,8 +98,10 @@ class Runner:
         except (RuntimeError, ValueError) as error:
             raise RunnerError(500, f"llama-server startup failed: {error}") from error
         # A server that is closed before its listening has begun never ends; one that has answered listens.
-        with urllib.request.urlopen(server.listening_address + "/health", timeout=60):
-            pass
+        connection = http.client.HTTPConnection(server.listening_address.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        connection.close()
         return cls(Wish(wish.path, num_ctx, wish.jinja, wish.shift), head, server, key)
 
     # --- asking ---------------------------------------------------------------------------------

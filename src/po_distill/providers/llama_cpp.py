@@ -208,13 +208,30 @@ class LlamaCppProvider:
         parameters.endpoint_slots = False
         parameters.verbosity = -1
         try:
-            return xllamacpp.Server(parameters)
+            server = xllamacpp.Server(parameters)
         except (RuntimeError, ValueError) as error:
             raise ProviderError(
                 f"llama.cpp cannot load {self.path}: {error}",
                 "Look at the file with `po-distill doctor`, package it again, or lower the option n_ctx.",
                 fault="refused",
             ) from error
+        self._wait_for(server)
+        return server
+
+    def _wait_for(self, server: Any) -> None:
+        """Let the server answer once: one that is closed before its listening has begun never ends."""
+        connection = http.client.HTTPConnection(
+            server.listening_address.removeprefix("http://"), timeout=self._timeout_s
+        )
+        try:
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ProviderError(
+                f"llama.cpp does not answer: {type(error).__name__}: {error}.", "Try again.", fault="unavailable"
+            ) from error
+        finally:
+            connection.close()
 
     def _stop_server(self) -> None:
         with self._loading:
