@@ -6,7 +6,9 @@
 # make resolve      ask the package index whether each extra resolves, and all together
 
 PYTHON ?= python3
-# Nothing is compiled ahead: most of what torch and transformers bring is never imported.
+# Nothing is compiled ahead: most of what torch and transformers bring is never imported. What is imported is compiled
+# once and kept, whatever the environment says: tests start many processes, and each would compile it for 5 s again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 SLOWEST := tests/test_pipeline.py tests/stages/test_lora_trainer.py tests/test_benchmarks.py

@@ -88,6 +88,12 @@ def test_the_whole_road_makes_every_artifact_and_a_second_run_keeps_all(workplac
     assert all(f"{name}: finished before, kept" in told for name in STAGES)
     assert {path: path.stat().st_mtime_ns for path in version.rglob("*") if path.is_file()} == before
 
+
+@pytest.mark.slow
+def test_a_fresh_run_makes_a_new_version_beside_the_old_one(workplace: Path) -> None:
+    finish(start(workplace))
+    version = workplace / "artifacts/models/po_student_v1"
+    before = {path: path.stat().st_mtime_ns for path in version.rglob("*") if path.is_file()}
     fresh, _ = finish(start(workplace, "--fresh"))
     assert "po_student_v2" in fresh["artifacts"]["gguf"]
     assert {path: path.stat().st_mtime_ns for path in version.rglob("*") if path.is_file()} == before

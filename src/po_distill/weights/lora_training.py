@@ -93,12 +93,13 @@ def train(job: TrainingJob, *, started_s: float) -> Adapter | None:
     if not team.leads:
         be_quiet()
     check_team(team, batch=job.batch, quantization_aware=job.quantization_aware is not None)
-    from po_distill.weights.loaded_run import load_run
-    from po_distill.weights.student_model import device_name, peak_memory_bytes
-
     work = Path(job.work_path)
     team.check_folder(work)
     data = read_run_data(job)
+    # peft takes seconds to import: rows that have to be refused are refused before.
+    from po_distill.weights.loaded_run import load_run
+    from po_distill.weights.student_model import device_name, peak_memory_bytes
+
     base_digest = digest_checkpoint(Path(job.base_path))
     digests = digests_of(job, base_digest=base_digest, template=data.template, sharded=team.sharded)
     kept = kept_plan(work, digests) if team.writes else None
