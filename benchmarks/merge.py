@@ -160,7 +160,7 @@ def _watched(command: list[str], synced: Path | None = None) -> dict[str, float]
 
     def watch() -> None:
         while process.poll() is None:
-            with contextlib.suppress(OSError, StopIteration, ValueError):
+            with contextlib.suppress(OSError, ValueError):
                 held = sum(_value(process.pid, "status", kind) for kind in ("RssAnon:", "RssShmem:"))
                 seen["anonymous"] = max(seen["anonymous"], held * 1024)
                 seen["written"] = max(seen["written"], _value(process.pid, "io", "write_bytes:"))
@@ -187,7 +187,7 @@ def _watched(command: list[str], synced: Path | None = None) -> dict[str, float]
 
 def _value(process: int, file: str, key: str) -> float:
     lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(key)))
+    return float(next((line.split()[1] for line in lines if line.startswith(key)), ""))  # an ended process has none
 
 
 def _drop_caches(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import mmap
 import os
 from pathlib import Path
 
@@ -113,3 +114,18 @@ def test_a_full_disk_is_told_at_the_next_write_or_at_the_end(tmp_path, monkeypat
         with pytest.raises(ArtifactError, match="No space left on device") as error:
             stream.finish()
     assert "Free some space" in error.value.fix
+
+
+@pytest.mark.parametrize("large_pages", ["had", "refused", "unknown"])
+def test_a_buffer_begins_at_a_page_whatever_pages_the_system_has(monkeypatch, large_pages):
+    class Refusing(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    if large_pages == "refused":
+        monkeypatch.setattr(mmap, "mmap", Refusing)
+    elif large_pages == "unknown":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    buffer = aligned_buffer(3 * ALIGNMENT_BYTES - 1)
+    assert (buffer.ctypes.data % ALIGNMENT_BYTES, len(buffer), int(buffer.sum())) == (0, 3 * ALIGNMENT_BYTES, 0)
+    buffer[:] = 1  # it can be written

@@ -34,8 +34,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def aligned_buffer(size_bytes: int) -> Bytes:
-    """So many bytes of memory, beginning at a page and a multiple of one long, so that a disk can fill it directly."""
-    return np.frombuffer(mmap.mmap(-1, max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES), dtype=np.uint8)
+    """So many bytes of memory, beginning at a page and a multiple of one long, so that a disk can fill it directly.
+
+    The system is asked for large pages where it has them: a disk then takes a buffer in a few pieces, not in thousands.
+    """
+    size = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no large pages
+    with contextlib.suppress(OSError):  # a kernel that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 class RangeReader:
