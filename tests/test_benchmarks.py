@@ -59,6 +59,12 @@ def test_the_evaluations_benchmark_scores_as_the_plain_loop_does() -> None:
     assert (found["rows"], found["invalid"], found["repaired"]) == (400, 50, 50)
 
 
+def test_the_quantizers_benchmark_finds_the_same_bytes_by_all_makers() -> None:
+    found = run("quantizers.py", "--rows", "40", "--rounds", "1")
+    assert found["differing"] == 0
+    assert {"ratio_q6_k", "ratio_q4_0_numpy"} <= set(found)
+
+
 def test_the_intervals_of_the_statistics_benchmark_hold_the_truth_as_often_as_they_say() -> None:
     found = run("paired_statistics.py", "--studies", "300", "--resamples", "400")
     assert 0.90 <= float(str(found["lowest_coverage"])) <= float(str(found["highest_coverage"])) <= 1.0

@@ -14,7 +14,7 @@ from po_distill.weights import gguf_quantization  # noqa: E402
 from po_distill.weights.gguf_quantization import (  # noqa: E402
     BLOCK_BYTES,
     BLOCK_ELEMENTS,
-    quantize_rows,
+    quantize_into,
     size_bytes,
     storage_type,
 )
@@ -23,6 +23,16 @@ from po_distill.weights.half_precision import to_float16  # noqa: E402
 # What a float16 checkpoint can hold: zeros of both signs, subnormals, ties, the largest.
 EDGES = [0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 1.0, -1.0, 0.5, 7.5, -8.0, 65504.0, -65504.0]
 half_floats = st.one_of(st.sampled_from(EDGES), st.floats(-65504, 65504, width=16))
+
+
+def quantize_rows(values, kind):
+    out = np.empty((len(values), size_bytes(values.shape[1:], kind)), np.uint8)
+    quantize_into(values, kind, out.reshape(-1))
+    return out
+
+
+def ggmls(values, kind):
+    return libgguf.quantize_rows(values, libgguf.GGMLQuantizationType[kind]).tobytes()
 
 
 def rows(columns):
@@ -35,7 +45,7 @@ def rows(columns):
 def test_quantized_bytes_are_those_of_ggml_and_of_its_numpy_version(values, kind):
     ours = quantize_rows(values, kind)
     assert ours.nbytes == size_bytes(values.shape, kind)
-    assert ours.tobytes() == libgguf.quantize_rows(values, libgguf.GGMLQuantizationType[kind]).tobytes()
+    assert ours.tobytes() == ggmls(values, kind)
     # The numpy version gives a block of zeros another sign of zero as its scale where it begins with -0.0.
     assert ours.tobytes() == quantize(values + np.float32(0), gguf.GGMLQuantizationType[kind]).tobytes()
 
@@ -44,12 +54,31 @@ def test_quantized_bytes_are_those_of_ggml_and_of_its_numpy_version(values, kind
 @given(rows(512))
 def test_q6_k_is_ggmls_and_restores_each_value_to_within_a_step(values):
     ours = quantize_rows(values, "Q6_K")
-    assert ours.nbytes == size_bytes(values.shape, "Q6_K")
+    assert ours.tobytes() == ggmls(values, "Q6_K")
     restored = gguf.quants.dequantize(ours, gguf.GGMLQuantizationType.Q6_K)
     blocks = np.abs(values).reshape(len(values), -1, 256).max(axis=-1, keepdims=True)
     error = np.abs(restored - values).reshape(len(values), -1, 256)
     # The scales of 16 values each are stored in 8 bits against the block's largest, that one in float16.
     assert (error <= blocks / 16 + 3e-4).all()
+
+
+@pytest.mark.parametrize("spread", [1e-12, 1e-7, 1e-3, 0.02, 1.0, 300.0])
+@pytest.mark.parametrize("form", ["normal", "of bfloat16", "mostly zeros", "of three values", "one large", "rising"])
+def test_many_rows_in_q6_k_are_ggmls(form, spread):
+    random = np.random.default_rng(len(form))
+    values = random.standard_normal((70, 1024)).astype(np.float32)  # more super-blocks than are worked on together
+    if form == "of bfloat16":
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    elif form == "mostly zeros":
+        values[random.random(values.shape) < 0.9] = 0
+    elif form == "of three values":
+        values = np.sign(values) * (np.abs(values) > 0.3)
+    elif form == "one large":
+        values[:, ::100] *= 1000
+    elif form == "rising":
+        values = np.sort(values, axis=1)
+    values = np.clip(values * spread, -65504, 65504).astype(np.float16).astype(np.float32)
+    assert quantize_rows(values, "Q6_K").tobytes() == ggmls(values, "Q6_K")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +159,7 @@ def test_float16_is_the_same_by_torch_and_by_numpy_for_any_bits(words):
     ],
 )
 def test_each_tensor_gets_the_type_of_llama_cpps_mix(name, shape, quantization, tied, kind):
-    assert storage_type(name, shape, quantization, tied=tied, q6_k=True) == kind
+    assert storage_type(name, shape, quantization, tied=tied) == kind
 
 
 @pytest.mark.parametrize(
@@ -155,12 +184,12 @@ def test_each_tensor_gets_the_type_of_llama_cpps_mix(name, shape, quantization, 
     ],
 )
 def test_each_tensor_gets_the_type_of_llama_cpps_q4_k_m(name, shape, tied, is_70b, kind):
-    mix = {"tied": tied, "q6_k": True, "layers": 32, "is_70b": is_70b}
+    mix = {"tied": tied, "layers": 32, "is_70b": is_70b}
     assert storage_type(name, shape, "q4_k_m", **mix) == kind
 
 
 def test_of_32_layers_the_first_and_last_eighth_and_every_third_between_get_more_bits():
-    kinds = [storage_type(f"blk.{n}.ffn_down.weight", (9, 256), "q4_k_m", tied=False, q6_k=True, layers=32)
+    kinds = [storage_type(f"blk.{n}.ffn_down.weight", (9, 256), "q4_k_m", tied=False, layers=32)
              for n in range(32)]  # fmt: skip
     more = [number for number, kind in enumerate(kinds) if kind == "Q6_K"]
     assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]

@@ -23,7 +23,7 @@ from po_distill.weights.direct_io import Bytes, RangeReader
 from po_distill.weights.gguf_header import ALIGNMENT_BYTES, window_note, write_header
 from po_distill.weights.gguf_layout import architecture_of
 from po_distill.weights.gguf_placement import Placement, place_tensors
-from po_distill.weights.gguf_quantization import departures, has_libgguf, quantize_rows, size_bytes
+from po_distill.weights.gguf_quantization import quantize_into, size_bytes, slower_ways
 from po_distill.weights.gguf_tokenizer import read_tokenizer
 from po_distill.weights.half_precision import to_float16
 from po_distill.weights.safetensors_file import TensorInfo
@@ -103,7 +103,7 @@ class GGUFOutput:
         tokenizer = read_tokenizer(checkpoint, config)
         self._notes = (
             *tokenizer.notes,
-            *departures([(it.name, it.source.shape, it.kind) for it in placements], wish.quantization),
+            *slower_ways(wish.quantization),
             *window_note(config),
         )
         general = {"general.name": wish.name or checkpoint.resolve().name, "general.license": wish.license}
@@ -204,7 +204,7 @@ class GGUFOutput:
                 np.copyto(out.view(np.uint16).reshape(piece.shape), piece)
                 continue
             widen(piece.view(np.float16), "F16", wide)
-            _quantize(wide, placement.kind, out)
+            quantize_into(wide, placement.kind, out)
 
     @staticmethod
     def _in_float16(
@@ -232,12 +232,3 @@ def _reordered(rows: Bytes, other: Bytes, block: Block, heads: int) -> Bytes:
     halves = rows.reshape(-1, 2, head_rows // 2, row_bytes)
     np.copyto(other.reshape(-1, head_rows // 2, 2, row_bytes), halves.swapaxes(1, 2))
     return other
-
-
-def _quantize(rows: npt.NDArray[np.float32], kind: str, out: Bytes) -> None:
-    if not has_libgguf():
-        np.copyto(out, quantize_rows(rows, kind).reshape(-1).view(np.uint8))
-        return
-    import libgguf
-
-    libgguf.quantize_rows_into_raw(libgguf.GGMLQuantizationType[kind], rows, out, *rows.shape)

@@ -12,7 +12,7 @@ from po_distill.errors import WeightsError
 from po_distill.records import Quantization
 from po_distill.weights.gguf_families import FAMILIES, ModelFamily, family_of
 from po_distill.weights.gguf_layout import gguf_name, head_size, is_tied, key_heads, needed_names, rotary_heads
-from po_distill.weights.gguf_quantization import check_quantizer, has_libgguf, storage_type
+from po_distill.weights.gguf_quantization import check_quantizer, storage_type
 from po_distill.weights.gguf_rope import read_rope, rope_tensors
 from po_distill.weights.safetensors_file import TensorInfo
 
@@ -51,7 +51,6 @@ def place_tensors(
         storage_type,
         quantization=quantization,
         tied=is_tied(config, family),
-        q6_k=has_libgguf(),
         layers=layers,
         is_70b=architecture == "llama" and layers == 80 and heads != key_heads(config),
     )

@@ -3,21 +3,19 @@
 The mixes are those of llama.cpp's src/llama-quant.cpp. Vectors are F32 in all of them. In Q4_0 and Q4_K_M the output
 layer (the token embedding where both are one) is Q6_K; in Q4_K_M so are the values of attention and the way down in
 the first and last eighth of the layers and in every third between. The arithmetic is ggml's own, through libgguf, or
-for Q4_0 and Q8_0 its numpy version in the `gguf` package.
+for Q4_0 and Q8_0 its numpy version in the `gguf` package; for Q6_K see gguf_q6_k.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from po_distill.errors import MissingExtraError
 from po_distill.records import Quantization
-from po_distill.weights.half_precision import to_float16
+from po_distill.weights.gguf_q6_k import quantize_q6_k
 
 BLOCK_ELEMENTS = {
     "F32": 1, "F16": 1, "Q8_0": 32, "Q4_0": 32, "Q5_0": 32, "Q5_1": 32, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256,
@@ -46,21 +44,20 @@ def storage_type(
     quantization: Quantization,
     *,
     tied: bool,
-    q6_k: bool,
     layers: int = 1,
     is_70b: bool = False,
 ) -> str:
     """The storage type of a tensor by its name in the GGUF; `tied` where there is no output.weight.
 
-    `q6_k` says whether Q6_K can be written; `is_70b` whether llama.cpp takes the model of `layers` layers for a Llama
-    of 70B, whose few values of attention it stores more finely.
+    `is_70b` says whether llama.cpp takes the model of `layers` layers for a Llama of 70B, whose few values of attention
+    it stores more finely.
     """
     if len(shape) == 1:
         return "F32"
     is_output = name == ("token_embd.weight" if tied else "output.weight")
     wanted = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_k_m": "Q4_K"}[quantization]
     if is_output and quantization in ("q4_0", "q4_k_m"):
-        wanted = "Q6_K" if q6_k else "Q8_0"
+        wanted = "Q6_K"
     elif quantization == "q4_k_m" and name.startswith("blk."):
         _, block, part, _ = name.split(".")
         is_value = part in ("attn_v", "attn_qkv")
@@ -84,32 +81,33 @@ def size_bytes(shape: tuple[int, ...], kind: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) // BLOCK_ELEMENTS[kind] * BLOCK_BYTES[kind]
 
 
-def quantize_rows(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]:
-    """Rows of float32, shape (rows, columns), in a storage type: an array with the bytes as they are stored."""
-    if kind == "F32":
-        return values
-    if kind == "F16":
-        return to_float16(values)
-    if has_libgguf():
+def quantize_into(values: npt.NDArray[np.float32], kind: str, out: npt.NDArray[np.uint8]) -> None:
+    """Rows of finite float32 in one of the block formats, into `out`, which has just their bytes."""
+    if kind == "Q6_K":
+        quantize_q6_k(values, out)
+    elif has_libgguf():
         import libgguf
 
-        quantized: npt.NDArray[np.uint8] = libgguf.quantize_rows(values, libgguf.GGMLQuantizationType[kind])
-        return quantized
+        libgguf.quantize_rows_into_raw(libgguf.GGMLQuantizationType[kind], values, out, *values.shape)
+    else:
+        _quantize_by_numpy(values, kind, out)
+
+
+def _quantize_by_numpy(values: npt.NDArray[np.float32], kind: str, out: npt.NDArray[np.uint8]) -> None:
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import quantize
     except ImportError as error:
         raise MissingExtraError("gguf", "gguf", "Quantizing") from error
     # Adding zero makes -0.0 a 0.0, of which ggml's C does not take the sign into the scale of an empty block.
-    in_numpy: npt.NDArray[np.uint8] = quantize(values + np.float32(0), GGMLQuantizationType[kind])
-    return in_numpy
+    np.copyto(out, quantize(values + np.float32(0), GGMLQuantizationType[kind]).reshape(-1))
 
 
-def departures(kinds: Iterable[tuple[str, tuple[int, ...], str]], quantization: Quantization) -> tuple[str, ...]:
-    """Where the types of (name, shape, kind) differ from llama.cpp's mix for want of libgguf, in words."""
-    if quantization != "q4_0" or has_libgguf():
+def slower_ways(quantization: Quantization) -> tuple[str, ...]:
+    """What is slower for want of libgguf, in words; the bytes are the same."""
+    if quantization not in ("q4_0", "q8_0") or has_libgguf():
         return ()
-    missed = [name for name, shape, kind in kinds if kind == "Q8_0" and shape[-1] % BLOCK_ELEMENTS["Q6_K"] == 0]
-    return tuple(
-        f"{name} is stored as Q8_0 where llama.cpp takes Q6_K, because libgguf is not installed." for name in missed
+    return (
+        f"{quantization.upper()} is made by numpy, with the same bytes and about a third as fast, "
+        "because libgguf is not installed.",
     )
