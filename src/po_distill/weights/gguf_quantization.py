@@ -24,6 +24,7 @@ BLOCK_BYTES = {
     "F32": 4, "F16": 2, "Q8_0": 34, "Q4_0": 18, "Q5_0": 22, "Q5_1": 24, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210,
 }  # fmt: skip
 FILE_TYPES: dict[Quantization, int] = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15}  # gguf.LlamaFileType
+_MOST_ROWS = 32  # of more than 48, libgguf makes threads of its own for each call; ours are on threads already
 _FALLBACKS = {"Q6_K": "Q8_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1"}  # where a row is no multiple of the block
 
 
@@ -88,7 +89,11 @@ def quantize_into(values: npt.NDArray[np.float32], kind: str, out: npt.NDArray[n
     elif has_libgguf():
         import libgguf
 
-        libgguf.quantize_rows_into_raw(libgguf.GGMLQuantizationType[kind], values, out, *values.shape)
+        row_bytes = len(out) // max(1, len(values))
+        for first in range(0, len(values), _MOST_ROWS):
+            piece = values[first : first + _MOST_ROWS]
+            target = out[first * row_bytes : (first + len(piece)) * row_bytes]
+            libgguf.quantize_rows_into_raw(libgguf.GGMLQuantizationType[kind], piece, target, *piece.shape)
     else:
         _quantize_by_numpy(values, kind, out)
 
