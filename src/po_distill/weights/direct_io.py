@@ -13,9 +13,9 @@ import errno
 import hashlib
 import mmap
 import os
-import queue
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from po_distill.errors import WeightsError
 ALIGNMENT_BYTES = 4096  # a multiple of the block size of every disk in use
 _WRITE_BYTES = 8 << 20
 _WRITE_BUFFERS = 4
+_WRITERS = 2  # one alone gets too small a share of a disk from which several threads read
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _O_BINARY = getattr(os, "O_BINARY", 0)
 _REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -126,40 +127,42 @@ class RangeReader:
 
 
 class FileStream:
-    """Writes one file front to back in a thread of its own, and digests each piece while the disk takes it.
+    """Writes one file front to back in threads of its own, and digests each piece while the disk takes it.
 
-    `start` bytes of an earlier run are kept, and digested again; what stood behind them goes. The bytes lie under
-    `path` from the beginning, so `path` is a name that nobody takes for a finished file. Use as a context manager.
+    `start` bytes of an earlier run are kept, and digested again; what stood behind them goes. For `size_bytes` room is
+    taken on the disk at once, where the file system can: so several pieces are written at a time, and a disk that is
+    too full says so before the work. The bytes lie under `path` from the beginning, so `path` is a name that nobody
+    takes for a finished file. Use as a context manager.
     """
 
-    def __init__(self, path: Path, *, start: int = 0, direct: bool = True) -> None:
+    def __init__(self, path: Path, *, start: int = 0, size_bytes: int = 0, direct: bool = True) -> None:
         self.path = path
         self.written_bytes = start
         self._hash = hashlib.sha256()
-        self._failure: BaseException | None = None
-        self._free: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
-        self._full: queue.Queue[tuple[Bytes, int] | None] = queue.Queue()
+        self._lock = threading.Lock()
+        self._pending: deque[tuple[Bytes, Future[None], Future[None]]] = deque()  # buffer, its writing, its digesting
         with translated(path):
-            self._offset = start // ALIGNMENT_BYTES * ALIGNMENT_BYTES  # what the thread has written, or will have
+            self._offset = start // ALIGNMENT_BYTES * ALIGNMENT_BYTES  # up to where pieces were handed to the threads
             kept = self._keep(start)
             self._handle, self._is_direct = _opened(path, os.O_WRONLY | os.O_CREAT, _O_DIRECT if direct else 0)
+            self._handles = [self._handle]
             os.ftruncate(self._handle, start)
-        for _ in range(_WRITE_BUFFERS):
-            self._free.put(aligned_buffer(_WRITE_BYTES))
-        self._buffer = self._free.get()
+            self._take_room(size_bytes)
+        self._free = [aligned_buffer(_WRITE_BYTES) for _ in range(_WRITE_BUFFERS)]
+        self._buffer = self._free.pop()
         self._buffer[: len(kept)] = np.frombuffer(kept, dtype=np.uint8)
         self._filled, self._digested = len(kept), len(kept)
-        self._thread = threading.Thread(target=self._work, name=f"writer of {path.name}", daemon=True)
-        self._thread.start()
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix=f"writer of {path.name}")
+        self._digester = ThreadPoolExecutor(1, thread_name_prefix=f"digest of {path.name}")
 
     def __enter__(self) -> FileStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._writers.shutdown(cancel_futures=True)
+        self._digester.shutdown(cancel_futures=True)
+        while self._handles:
+            os.close(self._handles.pop())
 
     def write(self, data: Bytes) -> None:
         """The next bytes. Raises ArtifactError where an earlier write failed."""
@@ -175,76 +178,76 @@ class FileStream:
 
     def sync(self) -> int:
         """Bring what is whole onto the disk; the bytes from the file's start that now outlast a power cut."""
-        self._full.join()
-        self._raise()
+        self._await_all()
         with translated(self.path):
             os.fsync(self._handle)
         return self._offset
 
     def finish(self) -> str:
         """Write the rest, bring it onto the disk and close the file; its digest, `sha256:<hex>`."""
-        self._stop()
-        self._raise()
+        self._await_all()
         with translated(self.path):
             self._hash.update(self._buffer[self._digested : self._filled].data)
-            if self._is_direct:
-                self._go_plain()
+            self._go_plain()
             _write_all(self._handle, self._buffer[: self._filled], self._offset)
             os.ftruncate(self._handle, self.written_bytes)
             os.fsync(self._handle)
-            os.close(self._handle)
-            self._handle = -1
+        self.__exit__()
         return "sha256:" + self._hash.hexdigest()
 
-    # --- the thread -----------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix=f"digest of {self.path.name}") as digester:
-            while (item := self._full.get()) is not None:
-                buffer, digested = item
-                try:
-                    if self._failure is None:
-                        digesting = digester.submit(self._hash.update, buffer[digested:].data)
-                        try:
-                            self._write(buffer)
-                        finally:
-                            digesting.result()  # before the buffer is filled again
-                except BaseException as error:  # it is raised where the next bytes are given
-                    self._failure = error
-                self._free.put(buffer)
-                self._full.task_done()
-
-    def _write(self, buffer: Bytes) -> None:
-        try:
-            _write_all(self._handle, buffer, self._offset)
-        except OSError as error:
-            if not self._is_direct or error.errno not in _REFUSALS:
-                raise
-            self._go_plain()
-            _write_all(self._handle, buffer, self._offset)
-        if not self._is_direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._handle, 0, self._offset, os.POSIX_FADV_DONTNEED)
-        self._offset += len(buffer)
-
-    def _go_plain(self) -> None:
-        os.close(self._handle)
-        self._handle, self._is_direct = os.open(self.path, os.O_WRONLY | _O_BINARY), False
+    # --- the threads ----------------------------------------------------------------------------
 
     def _hand_over(self) -> None:
-        self._raise()
-        self._full.put((self._buffer, self._digested))
-        self._buffer, self._filled, self._digested = self._free.get(), 0, 0
-        self._raise()
+        buffer, offset = self._buffer, self._offset
+        writing = self._writers.submit(self._write, buffer, offset)
+        digesting = self._digester.submit(self._hash.update, buffer[self._digested :].data)
+        self._pending.append((buffer, writing, digesting))
+        self._offset += len(buffer)
+        self._buffer = self._free.pop() if self._free else self._await_oldest()
+        self._filled, self._digested = 0, 0
 
-    def _raise(self) -> None:
-        if self._failure is not None:
-            with translated(self.path):
-                raise self._failure
+    def _await_oldest(self) -> Bytes:
+        """The buffer handed over first, once nobody needs it. Raises ArtifactError where it was not written."""
+        buffer, writing, digesting = self._pending.popleft()
+        digesting.result()
+        with translated(self.path):
+            writing.result()
+        return buffer
 
-    def _stop(self) -> None:
-        if self._thread.is_alive():
-            self._full.put(None)
-            self._thread.join()
+    def _await_all(self) -> None:
+        while self._pending:
+            self._free.append(self._await_oldest())
+
+    def _write(self, buffer: Bytes, offset: int) -> None:
+        handle, is_direct = self._handle, self._is_direct
+        try:
+            _write_all(handle, buffer, offset)
+        except OSError as error:
+            if not is_direct or error.errno not in _REFUSALS:
+                raise
+            self._go_plain()
+            _write_all(self._handle, buffer, offset)
+        if not self._is_direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._handle, 0, offset, os.POSIX_FADV_DONTNEED)
+
+    def _go_plain(self) -> None:
+        """Open the file again, without O_DIRECT; the other threads may be writing by the first handle still."""
+        with self._lock:
+            if self._is_direct:
+                self._handle, self._is_direct = os.open(self.path, os.O_WRONLY | _O_BINARY), False
+                self._handles.append(self._handle)
+
+    # --- at the beginning -----------------------------------------------------------------------
+
+    def _take_room(self, size_bytes: int) -> None:
+        """Have the disk set room aside for the whole file: without it ext4 takes one direct write after the other."""
+        if not self._is_direct or size_bytes <= self.written_bytes or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self._handle, self.written_bytes, size_bytes - self.written_bytes)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
 
     def _keep(self, start: int) -> bytes:
         """Digest what an earlier run wrote; the bytes behind the last whole block, which are written again."""

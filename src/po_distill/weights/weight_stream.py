@@ -261,7 +261,8 @@ class _GrowingFiles:
     def _stream(self, file: OutputFile) -> FileStream:
         if file.path not in self._streams:
             is_new = self._lengths[file.path] == len(file.header)
-            stream = FileStream(file.partial, start=0 if is_new else self._lengths[file.path])
+            start = 0 if is_new else self._lengths[file.path]
+            stream = FileStream(file.partial, start=start, size_bytes=file.size_bytes)
             self._streams[file.path] = stream
             if is_new:
                 stream.write(np.frombuffer(file.header, dtype=np.uint8))
