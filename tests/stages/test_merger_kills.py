@@ -24,7 +24,7 @@ from po_distill.stages.merger import Merger
 from po_distill.weights import direct_io, weight_stream
 from po_distill.weights.summed_weights import SummedWeights
 
-weight_stream.BLOCK_ELEMENTS, weight_stream._NOTE_BYTES, direct_io._WRITE_BYTES = 2048, 20_000, 4096
+weight_stream.BLOCK_ELEMENTS, weight_stream._NOTE_BYTES, weight_stream.WRITE_BYTES = 2048, 20_000, 4096
 fill = SummedWeights.fill
 
 def slowly(self, block, memory):

@@ -83,8 +83,52 @@ def test_what_is_streamed_stands_in_the_file_under_its_digest(tmp_path, way, siz
     assert digest == "sha256:" + hashlib.sha256(expected).hexdigest()
 
 
+@QUICK
+@given(
+    st.lists(st.tuples(st.integers(0, 11_000), st.sampled_from(["write", "exchange", "misplaced"])), max_size=12),
+    st.integers(0, 20_000),
+)
+def test_buffers_that_are_exchanged_stand_in_the_file_and_are_free_again(tmp_path, way, pieces, start):
+    path = tmp_path / "out"
+    DATA.tofile(path)
+    expected = DATA[:start].tobytes()
+    with FileStream(path, start=start, size_bytes=200_000, buffer_bytes=4 * ALIGNMENT_BYTES, **way) as stream:
+        buffer = aligned_buffer(4 * ALIGNMENT_BYTES)
+        for number, (size, how) in enumerate(pieces):
+            data = DATA[number : number + size]
+            begin = (stream.written_bytes + (8 if how == "misplaced" else 0)) % ALIGNMENT_BYTES
+            if how == "write":
+                stream.write(data)
+            else:
+                buffer[begin : begin + size] = data
+                buffer = stream.exchange(buffer, begin, begin + size)
+                buffer[:] = 255
+            expected += data.tobytes()
+        digest = stream.finish()
+    assert path.read_bytes() == expected
+    assert digest == "sha256:" + hashlib.sha256(expected).hexdigest()
+
+
+@pytest.mark.parametrize(("number", "is_refused"), [(errno.EOPNOTSUPP, False), (errno.ENOSPC, True)])
+def test_a_file_system_without_room_says_so_and_one_that_sets_none_aside_writes(
+    tmp_path, monkeypatch, number, is_refused
+):
+    def fallocate(handle, offset, size):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    if is_refused:
+        with pytest.raises(ArtifactError, match="No space left on device"):
+            FileStream(tmp_path / "out", size_bytes=len(DATA))
+        return
+    with FileStream(tmp_path / "out", size_bytes=len(DATA)) as stream:
+        stream.write(DATA)
+        stream.finish()
+    assert (tmp_path / "out").read_bytes() == DATA.tobytes()
+
+
 def test_large_files_pass_through_the_buffers_and_sync_says_what_is_safe(tmp_path, monkeypatch):
-    monkeypatch.setattr(direct_io, "_WRITE_BYTES", 2 * ALIGNMENT_BYTES)
+    monkeypatch.setattr(direct_io, "WRITE_BYTES", 2 * ALIGNMENT_BYTES)
     expected = b""
     with FileStream(tmp_path / "out") as stream:
         for _ in range(5):

@@ -150,7 +150,7 @@ def test_a_killed_merge_leaves_no_finished_name_and_goes_on_to_the_same_bytes(
     base, adapter, tmp_path, monkeypatch, blocks, shard
 ):
     monkeypatch.setattr(weight_stream, "_NOTE_BYTES", 5000)
-    monkeypatch.setattr("po_distill.weights.direct_io._WRITE_BYTES", 4096)
+    monkeypatch.setattr("po_distill.weights.weight_stream.WRITE_BYTES", 4096)
     expected = both(base, adapter, tmp_path / "unbroken", most_shard_bytes=shard)
     with monkeypatch.context() as patch:
         kill_after(patch, blocks)
@@ -166,7 +166,7 @@ def test_a_killed_merge_leaves_no_finished_name_and_goes_on_to_the_same_bytes(
 
 def test_a_killed_merge_of_another_adapter_is_not_gone_on_with(base, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(weight_stream, "_NOTE_BYTES", 5000)
-    monkeypatch.setattr("po_distill.weights.direct_io._WRITE_BYTES", 4096)
+    monkeypatch.setattr("po_distill.weights.weight_stream.WRITE_BYTES", 4096)
     other = tiny_adapter(base, tmp_path / "other", scale=0.2)
     with monkeypatch.context() as patch:
         kill_after(patch, 90)

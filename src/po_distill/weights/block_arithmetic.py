@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint16]  # float16 or bfloat16, as 16-bit words
 
 _EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all ones: infinity or not a number
-_SIGNLESS = 0x7FFF
+_SIGN = 0x8000
 _HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -85,27 +85,20 @@ def narrow(values: Floats, dtype: HalfDtype, out: Words) -> None:
         np.copyto(out, np.where(np.isnan(values), 0x7FC0, rounded), casting="unsafe")
 
 
-def is_finite(words: Words, dtype: HalfDtype, spare: Words) -> bool:
-    """Whether no value is infinite or not a number; `spare` is memory of the same shape."""
-    if _HAS_TORCH:
-        import torch
-
-        signless = torch.bitwise_and(_integers(words), _SIGNLESS, out=_integers(spare))
-        return int(torch.amax(signless)) < _EXPONENT[dtype] if signless.numel() else True
-    np.bitwise_and(words, _SIGNLESS, out=spare)
-    return not spare.size or int(spare.max()) < _EXPONENT[dtype]
+def is_finite(words: Words, dtype: HalfDtype) -> bool:
+    """Whether no value is infinite or not a number."""
+    if not words.size:
+        return True
+    # Without a sign words rise with the size of the value; the negative ones stand above all others, by their highest
+    # bit, which as a signed number's makes them the lowest.
+    largest_positive, largest_negative = int(words.view(np.int16).max()), int(words.max()) - _SIGN
+    return largest_positive < _EXPONENT[dtype] and largest_negative < _EXPONENT[dtype]
 
 
 def _tensor(values: Floats) -> Any:
     import torch
 
     return torch.from_numpy(values)
-
-
-def _integers(words: Words) -> Any:
-    import torch
-
-    return torch.from_numpy(words.view(np.int16))
 
 
 def _halves(words: npt.NDArray[Any], dtype: HalfDtype) -> Any:

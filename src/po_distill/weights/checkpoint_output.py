@@ -33,6 +33,10 @@ class CheckpointOutput:
         """The name of each tensor's file."""
         return {name: self.files[number].path.name for name, number in sorted(self._file_of.items())}
 
+    @property
+    def gives_words(self) -> bool:
+        return True
+
     def place(self, block: Block) -> tuple[int, int, int]:
         return self._file_of[block.source.name], _WIDTH * block.elements, 0
 

@@ -25,7 +25,7 @@ from po_distill.artifacts import translated
 from po_distill.errors import WeightsError
 
 ALIGNMENT_BYTES = 4096  # a multiple of the block size of every disk in use
-_WRITE_BYTES = 8 << 20
+WRITE_BYTES = 8 << 20
 _WRITE_BUFFERS = 4
 _WRITERS = 2  # one alone gets too small a share of a disk from which several threads read
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -135,7 +135,15 @@ class FileStream:
     takes for a finished file. Use as a context manager.
     """
 
-    def __init__(self, path: Path, *, start: int = 0, size_bytes: int = 0, direct: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: int = 0,
+        size_bytes: int = 0,
+        buffer_bytes: int | None = None,
+        direct: bool = True,
+    ) -> None:
         self.path = path
         self.written_bytes = start
         self._hash = hashlib.sha256()
@@ -148,7 +156,7 @@ class FileStream:
             self._handles = [self._handle]
             os.ftruncate(self._handle, start)
             self._take_room(size_bytes)
-        self._free = [aligned_buffer(_WRITE_BYTES) for _ in range(_WRITE_BUFFERS)]
+        self._free = [aligned_buffer(buffer_bytes or WRITE_BYTES) for _ in range(_WRITE_BUFFERS)]
         self._buffer = self._free.pop()
         self._buffer[: len(kept)] = np.frombuffer(kept, dtype=np.uint8)
         self._filled, self._digested = len(kept), len(kept)
@@ -169,12 +177,31 @@ class FileStream:
         self.written_bytes += len(data)
         done = 0
         while done < len(data):
-            piece = data[done : done + _WRITE_BYTES - self._filled]
+            piece = data[done : done + len(self._buffer) - self._filled]
             self._buffer[self._filled : self._filled + len(piece)] = piece
             self._filled += len(piece)
             done += len(piece)
-            if self._filled == _WRITE_BYTES:
-                self._hand_over()
+            if self._filled == len(self._buffer):
+                self._hand_over(self._next_buffer())
+
+    def exchange(self, buffer: Bytes, begin: int, end: int) -> Bytes:
+        """Write the bytes `begin` to `end` of an aligned buffer without a copy, and give another buffer for it.
+
+        That is done for a buffer of `buffer_bytes` in which the bytes begin where in a block of the disk they will be
+        in the file; else they are copied, and the buffer itself comes back. Raises as `write`.
+        """
+        rest = self._filled % ALIGNMENT_BYTES  # the bytes that do not fill a block of the disk
+        if len(buffer) != len(self._buffer) or begin != rest or end - begin < ALIGNMENT_BYTES:
+            self.write(buffer[begin:end])
+            return buffer
+        self.written_bytes += end - begin
+        buffer[:rest] = self._buffer[self._filled - rest : self._filled]
+        if self._filled == rest:
+            free, self._buffer, self._filled = self._buffer, buffer, end
+            return free
+        self._hand_over(buffer)
+        self._filled = end
+        return self._next_buffer()
 
     def sync(self) -> int:
         """Bring what is whole onto the disk; the bytes from the file's start that now outlast a power cut."""
@@ -197,14 +224,18 @@ class FileStream:
 
     # --- the threads ----------------------------------------------------------------------------
 
-    def _hand_over(self) -> None:
-        buffer, offset = self._buffer, self._offset
-        writing = self._writers.submit(self._write, buffer, offset)
-        digesting = self._digester.submit(self._hash.update, buffer[self._digested :].data)
+    def _hand_over(self, following: Bytes) -> None:
+        """Give the buffer to the threads, but for what does not fill a block: it stands in the `following` one."""
+        buffer, rest = self._buffer, self._filled % ALIGNMENT_BYTES
+        whole = buffer[: self._filled - rest]
+        writing = self._writers.submit(self._write, whole, self._offset)
+        digesting = self._digester.submit(self._hash.update, buffer[self._digested : self._filled].data)
         self._pending.append((buffer, writing, digesting))
-        self._offset += len(buffer)
-        self._buffer = self._free.pop() if self._free else self._await_oldest()
-        self._filled, self._digested = 0, 0
+        self._offset += len(whole)
+        self._buffer, self._filled, self._digested = following, rest, rest
+
+    def _next_buffer(self) -> Bytes:
+        return self._free.pop() if self._free else self._await_oldest()
 
     def _await_oldest(self) -> Bytes:
         """The buffer handed over first, once nobody needs it. Raises ArtifactError where it was not written."""
@@ -256,7 +287,7 @@ class FileStream:
         with self.path.open("rb") as file:
             left = start
             while left:
-                piece = file.read(min(left, _WRITE_BYTES))
+                piece = file.read(min(left, WRITE_BYTES))
                 if not piece:
                     raise OSError(errno.EIO, f"it has lost what was written before byte {start}")
                 self._hash.update(piece)

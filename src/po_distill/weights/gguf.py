@@ -145,6 +145,10 @@ class GGUFOutput:
 
     # --- as an Output ---------------------------------------------------------------------------
 
+    @property
+    def gives_words(self) -> bool:
+        return False
+
     def place(self, block: Block) -> tuple[int, int, int] | None:
         placement = self.placements.get(block.source.name)
         if placement is None:
@@ -212,7 +216,7 @@ class GGUFOutput:
     ) -> npt.NDArray[np.uint16]:
         widen(piece, "BF16", wide)
         narrow(wide, "float16", halves)
-        if not is_finite(halves, "float16", np.empty_like(halves)):
+        if not is_finite(halves, "float16"):
             raise WeightsError(
                 f"{block.source.path}: {block.source.name} holds {np.abs(wide).max():g}, beyond float16's 65504.",
                 "Such a model cannot be written as a GGUF here; look at how it was trained.",

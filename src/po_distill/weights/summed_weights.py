@@ -92,11 +92,11 @@ class SummedWeights:
 
     def look_for_changes(self, blocks: Sequence[Block]) -> None:
         """Complete `changed` for blocks that an earlier run wrote: each such tensor's, up to the first change."""
-        words = np.empty(max((block.elements for block in blocks), default=0), np.uint16)
+        buffer = aligned_buffer(2 * max((block.elements for block in blocks), default=0))
         for block in blocks:
             name = block.source.name
             if name not in self.changed and any(self._touches(adapter, name) for adapter in self._adapters):
-                self.fill(block, BlockMemory(words, []))
+                self.fill(block, BlockMemory(buffer, []))
 
     def _fill_piece(self, info: TensorInfo, stored: npt.NDArray[Any], rows: slice, words: Words) -> None:
         changes = [adapter for adapter in self._adapters if self._touches(adapter, info.name)]
@@ -108,7 +108,7 @@ class SummedWeights:
             for adapter in changes:
                 self._add(adapter, info.name, rows, values, product)
             narrow(values, self._dtype, words)
-        if not is_finite(words.reshape(-1), self._dtype, spare.reshape(-1)):
+        if not is_finite(words, self._dtype):
             raise self._refusal(info, stored, values, bool(changes))
         if changes and info.name not in self.changed:
             widen(stored, info.dtype, product)

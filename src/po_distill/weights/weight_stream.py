@@ -28,7 +28,7 @@ from po_distill import artifacts
 from po_distill.errors import ArtifactError
 from po_distill.progress import Advance, progress
 from po_distill.weights.block_arithmetic import Floats, Words, use_one_thread, whole_threads_afterwards
-from po_distill.weights.direct_io import Bytes, FileStream, aligned_buffer
+from po_distill.weights.direct_io import ALIGNMENT_BYTES, WRITE_BYTES, Bytes, FileStream, aligned_buffer
 from po_distill.weights.safetensors_file import TensorInfo
 
 BLOCK_ELEMENTS = 1 << 22
@@ -63,10 +63,17 @@ class Block:
 class BlockMemory:
     """A block on its way from a thread that computes it to the one that writes it."""
 
-    words: Words  # its values in 16 bits, in the first `block.elements` places
+    buffer: Bytes  # an `aligned_buffer` for its values in 16 bits
     encoded: list[Bytes]  # for each output, memory for what it makes of a block
+    shift: int = 0  # the bytes of `buffer` before the first value: then a disk takes the values as they lie
     exact: Floats | None = None  # a vector's values before they were rounded
     results: list[Bytes | None] = field(default_factory=list)  # for each output, its bytes of this block
+
+    @property
+    def words(self) -> Words:
+        """The values, in the first `block.elements` places."""
+        whole = (len(self.buffer) - self.shift) // 2 * 2
+        return self.buffer[self.shift : self.shift + whole].view(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,11 @@ class Output(Protocol):
     @property
     def files(self) -> Sequence[OutputFile]:
         """The files that it writes."""
+        ...
+
+    @property
+    def gives_words(self) -> bool:
+        """Whether `encode` gives a block's words as they are."""
         ...
 
     def place(self, block: Block) -> tuple[int, int, int] | None:
@@ -193,9 +205,13 @@ def _write(
     total = sum(_read_bytes(block) for block in blocks)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(_MOST_WORKERS, processors) + 2  # two more, as some of them wait for the disk
+    buffer_bytes = max([2 * block.elements for block in blocks], default=0) + ALIGNMENT_BYTES
+    shifts = _shifts(blocks, outputs, ends)
     with ExitStack() as stack:
-        files = stack.enter_context(_GrowingFiles(outputs, ends[done - 1] if done else {}))
-        computed = stack.enter_context(_computed(blocks[done:], source, outputs, workers))
+        files = stack.enter_context(_GrowingFiles(outputs, ends[done - 1] if done else {}, buffer_bytes))
+        computed = stack.enter_context(
+            _computed(blocks[done:], shifts[done:], source, outputs, workers, files.buffer_bytes)
+        )
         before = sum(_read_bytes(block) for block in blocks[:done])
         advance = stack.enter_context(progress(label, round(total / 1e9, 1), "GB", done=round(before / 1e9, 1)))
         pace = _Pace(advance, before)
@@ -204,7 +220,7 @@ def _write(
             for output, data in zip(outputs, memory.results, strict=True):
                 if data is not None and (place := output.place(block)) is not None:
                     assert len(data) == place[1], block.source.name
-                    files.write(output.files[place[0]], data, place[2])
+                    files.write(output.files[place[0]], data, place[2], memory if output.gives_words else None)
                     since_note += len(data)
             pace.read(_read_bytes(block))
             assert files.lengths() == ends[number], block.source.name
@@ -218,7 +234,8 @@ def _write(
 class _GrowingFiles:
     """The files under their partial names: each is opened at its first byte and closed, on the disk, at its last."""
 
-    def __init__(self, outputs: Sequence[Output], lengths: Mapping[Path, int]) -> None:
+    def __init__(self, outputs: Sequence[Output], lengths: Mapping[Path, int], buffer_bytes: int) -> None:
+        self.buffer_bytes = max(buffer_bytes, WRITE_BYTES)
         self._files = [file for output in outputs for file in output.files]
         self._lengths = {file.path: lengths.get(file.path, len(file.header)) for file in self._files}
         self._streams: dict[Path, FileStream] = {}
@@ -231,9 +248,13 @@ class _GrowingFiles:
         for stream in self._streams.values():
             stream.__exit__(*error)
 
-    def write(self, file: OutputFile, data: Bytes, padding: int) -> None:
+    def write(self, file: OutputFile, data: Bytes, padding: int, memory: BlockMemory | None) -> None:
+        """The next bytes of a file and their padding; where they are a block's words, `memory` gets another buffer."""
         stream = self._stream(file)
-        stream.write(data)
+        if memory is None:
+            stream.write(data)
+        else:
+            memory.buffer = stream.exchange(memory.buffer, memory.shift, memory.shift + len(data))
         stream.write(np.zeros(padding, dtype=np.uint8))
         self._lengths[file.path] += len(data) + padding
         if stream.written_bytes == file.size_bytes:
@@ -262,7 +283,7 @@ class _GrowingFiles:
         if file.path not in self._streams:
             is_new = self._lengths[file.path] == len(file.header)
             start = 0 if is_new else self._lengths[file.path]
-            stream = FileStream(file.partial, start=start, size_bytes=file.size_bytes)
+            stream = FileStream(file.partial, start=start, size_bytes=file.size_bytes, buffer_bytes=self.buffer_bytes)
             self._streams[file.path] = stream
             if is_new:
                 stream.write(np.frombuffer(file.header, dtype=np.uint8))
@@ -271,15 +292,19 @@ class _GrowingFiles:
 
 @contextmanager
 def _computed(
-    blocks: Sequence[Block], source: Source, outputs: Sequence[Output], workers: int
+    blocks: Sequence[Block],
+    shifts: Sequence[int],
+    source: Source,
+    outputs: Sequence[Output],
+    workers: int,
+    buffer_bytes: int,
 ) -> Iterator[Iterator[tuple[Block, BlockMemory]]]:
     """The blocks with what each output makes of them, in order; a block's memory is used again after its turn."""
-    most = max((block.elements for block in blocks), default=0)
     own = [max((output.most_bytes(block) for block in blocks), default=0) for output in outputs]
     early = _Early(blocks, outputs)
 
     def new_memory() -> BlockMemory:
-        return BlockMemory(aligned_buffer(2 * most).view(np.uint16), [aligned_buffer(size) for size in own])
+        return BlockMemory(aligned_buffer(buffer_bytes), [aligned_buffer(size) for size in own])
 
     def encode_early(block: Block) -> list[Bytes | None]:
         memory = new_memory()
@@ -289,13 +314,13 @@ def _computed(
             for output, spare in zip(outputs, memory.encoded, strict=True)
         ]
 
-    def compute(block: Block, memory: BlockMemory, found: Future[list[Bytes | None]] | None) -> BlockMemory:
-        memory.exact = None
+    def compute(number: int, memory: BlockMemory, found: Future[list[Bytes | None]] | None) -> BlockMemory:
+        block, memory.shift, memory.exact = blocks[number], shifts[number], None
         memory.results = list(found.result()) if found else [None] * len(outputs)
         source.fill(block, memory)
-        for number, (output, spare) in enumerate(zip(outputs, memory.encoded, strict=True)):
-            if memory.results[number] is None and output.place(block) is not None:
-                memory.results[number] = output.encode(block, memory, spare)
+        for index, (output, spare) in enumerate(zip(outputs, memory.encoded, strict=True)):
+            if memory.results[index] is None and output.place(block) is not None:
+                memory.results[index] = output.encode(block, memory, spare)
         return memory
 
     def stream() -> Iterator[tuple[Block, BlockMemory]]:
@@ -310,7 +335,7 @@ def _computed(
                 yield first, memory
             if (other := early.due(number)) is not None:
                 begun[other] = threads.submit(encode_early, blocks[other])
-            waiting.append((block, threads.submit(compute, block, memory, begun.pop(number, None))))
+            waiting.append((block, threads.submit(compute, number, memory, begun.pop(number, None))))
         while waiting:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -321,6 +346,18 @@ def _computed(
             yield stream()
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def _shifts(blocks: Sequence[Block], outputs: Sequence[Output], ends: list[dict[Path, int]]) -> list[int]:
+    """For each block, where in a block of the disk its words begin, in the first file that has them as they are."""
+    lengths = {file.path: len(file.header) for output in outputs for file in output.files}
+    shifts = []
+    for number, block in enumerate(blocks):
+        before = ends[number - 1] if number else lengths
+        places = [(output, output.place(block)) for output in outputs if output.gives_words]
+        begins = [before[output.files[place[0]].path] for output, place in places if place is not None]
+        shifts.append(begins[0] % ALIGNMENT_BYTES if begins else 0)
+    return shifts
 
 
 class _Early:
