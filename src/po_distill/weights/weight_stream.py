@@ -349,7 +349,8 @@ def _computed(
 
 
 def _shifts(blocks: Sequence[Block], outputs: Sequence[Output], ends: list[dict[Path, int]]) -> list[int]:
-    """For each block, where in a block of the disk its words begin, in the first file that has them as they are."""
+    """For each block, where in a block of the disk its words begin in the file that has them as they are."""
+    assert sum(output.gives_words for output in outputs) <= 1, "the first would give the words' memory away"
     lengths = {file.path: len(file.header) for output in outputs for file in output.files}
     shifts = []
     for number, block in enumerate(blocks):
