@@ -9,8 +9,9 @@ import numpy as np
 
 from po_distill.weights.block_arithmetic import HalfDtype
 from po_distill.weights.direct_io import Bytes
+from po_distill.weights.partial_files import OutputFile
 from po_distill.weights.safetensors_file import TensorInfo, header_bytes
-from po_distill.weights.weight_stream import Block, BlockMemory, OutputFile
+from po_distill.weights.weight_stream import Block, BlockMemory
 
 _NAMES = {"float16": "F16", "bfloat16": "BF16"}
 _WIDTH = 2

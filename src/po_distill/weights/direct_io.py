@@ -154,8 +154,12 @@ class FileStream:
             kept = self._keep(start)
             self._handle, self._is_direct = _opened(path, os.O_WRONLY | os.O_CREAT, _O_DIRECT if direct else 0)
             self._handles = [self._handle]
-            os.ftruncate(self._handle, start)
-            self._take_room(size_bytes)
+            try:
+                os.ftruncate(self._handle, start)
+                self._take_room(size_bytes)
+            except OSError:
+                os.close(self._handle)
+                raise
         self._free = [aligned_buffer(buffer_bytes or WRITE_BYTES) for _ in range(_WRITE_BUFFERS)]
         self._buffer = self._free.pop()
         self._buffer[: len(kept)] = np.frombuffer(kept, dtype=np.uint8)

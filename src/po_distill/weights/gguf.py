@@ -26,9 +26,10 @@ from po_distill.weights.gguf_placement import Placement, place_tensors
 from po_distill.weights.gguf_quantization import quantize_into, size_bytes, slower_ways
 from po_distill.weights.gguf_tokenizer import read_tokenizer
 from po_distill.weights.half_precision import to_float16
+from po_distill.weights.partial_files import OutputFile
 from po_distill.weights.safetensors_file import TensorInfo
 from po_distill.weights.summed_weights import SummedWeights, read_weights
-from po_distill.weights.weight_stream import Block, BlockMemory, OutputFile, Written, cut_blocks, written_outputs
+from po_distill.weights.weight_stream import Block, BlockMemory, Written, cut_blocks, written_outputs
 
 _PIECE_ELEMENTS = 1 << 19
 

@@ -8,11 +8,9 @@ be on the disk; nothing has its final name before all is whole.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +23,10 @@ from typing import Protocol
 import numpy as np
 
 from po_distill import artifacts
-from po_distill.errors import ArtifactError
 from po_distill.progress import Advance, progress
 from po_distill.weights.block_arithmetic import Floats, Words, use_one_thread, whole_threads_afterwards
 from po_distill.weights.direct_io import ALIGNMENT_BYTES, WRITE_BYTES, Bytes, FileStream, aligned_buffer
+from po_distill.weights.partial_files import Note, OutputFile, check_space, locked, stream_key
 from po_distill.weights.safetensors_file import TensorInfo
 
 BLOCK_ELEMENTS = 1 << 22
@@ -74,20 +72,6 @@ class BlockMemory:
         """The values, in the first `block.elements` places."""
         whole = (len(self.buffer) - self.shift) // 2 * 2
         return self.buffer[self.shift : self.shift + whole].view(np.uint16)
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One file to be written: what stands before its first tensor, and how long it will be."""
-
-    path: Path
-    header: bytes
-    size_bytes: int
-
-    @property
-    def partial(self) -> Path:
-        """The name under which it grows."""
-        return self.path.with_name(f".{self.path.name}.partial")
 
 
 class Output(Protocol):
@@ -173,12 +157,12 @@ def written_outputs(
     for folder in {file.path.parent for file in files}:
         with artifacts.translated(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    note = _Note(files[0].path.parent / f".{files[0].path.name}.progress.json", _key(files, key))
-    with _locked(note.path):
+    note = Note(files[0].path.parent / f".{files[0].path.name}.progress.json", stream_key(files, key))
+    with locked(note.path):
         ends = _ends(blocks, outputs)
         done = note.read(files, ends)
         for folder in {file.path.parent for file in files}:
-            _check_space(folder, [file for file in files if file.path.parent == folder])
+            check_space(folder, [file for file in files if file.path.parent == folder])
         try:
             yield _write(label, blocks, source, outputs, ends, done, note)
             for file in files:
@@ -200,7 +184,7 @@ def _write(
     outputs: Sequence[Output],
     ends: list[dict[Path, int]],
     done: int,
-    note: _Note,
+    note: Note,
 ) -> Written:
     total = sum(_read_bytes(block) for block in blocks)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -414,70 +398,3 @@ def _ends(blocks: Sequence[Block], outputs: Sequence[Output]) -> list[dict[Path,
         for file in output.files:
             assert length[file.path] == file.size_bytes, f"{file.path}: {length[file.path]} of {file.size_bytes} bytes"
     return ends
-
-
-# --- going on after a kill ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Note:
-    """How far an earlier run came: for each file, the bytes that are known to be on the disk."""
-
-    path: Path
-    key: str
-
-    def read(self, files: Sequence[OutputFile], ends: list[dict[Path, int]]) -> int:
-        """The number of blocks that need not be computed again: whole in every file."""
-        try:
-            note = json.loads(self.path.read_text(encoding="utf-8"))
-            safe = {file.path: int(note["written_bytes"][file.path.name]) for file in files}
-            if note["key"] != self.key or any(_size(file.partial) < safe[file.path] for file in files):
-                return 0
-            header = {file.path: len(file.header) for file in files}
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        return sum(all(end[path] <= max(safe[path], header[path]) for path in end) for end in ends)
-
-    def write(self, safe: Mapping[Path, int]) -> None:
-        artifacts.write_json(
-            self.path, {"key": self.key, "written_bytes": {path.name: count for path, count in safe.items()}}
-        )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _key(files: Sequence[OutputFile], key: Mapping[str, object]) -> str:
-    return artifacts.digest_value(
-        {"inputs": key, "files": {file.path.name: artifacts.digest_bytes(file.header) for file in files}}
-    )
-
-
-@contextmanager
-def _locked(note: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(note.with_suffix(".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ArtifactError(
-            f"Another run is writing into {note.parent}.", "Wait until it is done, or name another output folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        note.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _check_space(folder: Path, files: Sequence[OutputFile]) -> None:
-    there = sum(_size(file.partial) for file in files)
-    needed = sum(file.size_bytes for file in files) - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ArtifactError(
-            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed.",
-            "Free some space, or name an output folder on another disk.",
-        )
