@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from po_distill.paired_comparison import (
     _t_quantile,
+    _with_failures,
     bca,
     cases_to_bound,
     cases_to_decide,
@@ -51,6 +52,47 @@ def test_the_interval_holds_the_truth_and_the_margin_is_rarely_passed(name, case
     low, high = intervals(draw(np.random.default_rng(1), 1000, cases), resamples=1000)
     assert 0.93 <= ((low <= mean) & (mean <= high)).mean() <= 0.98
     assert (low >= mean).mean() <= 0.05  # a candidate that is worse by just the margin would pass
+
+
+def rare_failures(rng: np.random.Generator, studies: int, cases: int) -> np.ndarray:
+    """Of the reference's answers 2 % are invalid, of the candidate's 5 %."""
+    score = rng.normal(0.0, 0.03, (studies, cases))
+    return (0.9 + score) * (rng.random((studies, cases)) >= 0.05) - 0.9 * (rng.random((studies, cases)) >= 0.02)
+
+
+@pytest.mark.parametrize("cases", [50, 200])
+def test_failures_of_which_the_cases_show_one_or_two_are_allowed_for(cases):
+    drawn = rare_failures(np.random.default_rng(1), 2000, cases)
+    costs = np.where((np.abs(drawn) > 0.5).any(axis=1), 0.9, np.nan)
+    without, allowed = intervals(drawn, resamples=1000), intervals(drawn, costs=costs, resamples=1000)
+    mean = -0.03 * 0.9
+    assert 0.93 <= ((allowed.low <= mean) & (mean <= allowed.high)).mean() <= 0.98
+    assert (intervals(drawn, costs=costs, resamples=1000, level=0.975).low >= mean).mean() <= 0.05
+    assert (allowed.low <= without.low).all() and (allowed.high >= without.high).all()
+    unseen = np.isnan(costs)
+    assert (allowed.low[unseen] == without.low[unseen]).all()
+    if cases == 50:
+        assert ((without.low <= mean) & (mean <= without.high)).mean() < 0.93
+
+
+def test_the_interval_of_failures_is_agresti_and_mins():
+    """b = 3 and c = 1 of n = 40 pairs: (c - b) / 42, and b and c with a half added below the root (2005, section 3)."""
+    differences = [-1.0] * 3 + [1.0] + [0.0] * 36
+    low, high = _with_failures(np.array([differences]), np.array([1.0]), 0.95)
+    width = 1.959964 * math.sqrt((3.5 + 1.5) - (1.5 - 3.5) ** 2 / 42) / 42
+    assert (low[0], high[0]) == pytest.approx((-2 / 42 - width, -2 / 42 + width), abs=1e-6)
+
+
+def test_a_comparison_allows_for_failures_only_where_an_answer_failed():
+    teacher = {str(n): 0.9 for n in range(60)}
+    sound = {case: 0.9 + 0.01 * (-1) ** int(case) for case in teacher}
+    failing = {**sound, "7": 0.0}
+    found = compare({"teacher": teacher, "sound": sound, "failing": failing}, "teacher")
+    assert (found["sound"].low, found["sound"].high) == interval([sound[case] - 0.9 for case in teacher])
+    differences = [failing[case] - 0.9 for case in teacher]
+    cost = sum(score for score in (*failing.values(), *teacher.values()) if score) / 119
+    assert (found["failing"].low, found["failing"].high) == pytest.approx(interval(differences, cost=cost))
+    assert found["failing"].high > interval(differences)[1]
 
 
 def test_bca_alone_is_too_short_on_few_cases():

@@ -6,7 +6,10 @@ The interval of the mean difference is, end by end, the outermost of
   Student's t (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.3);
 - the t interval on Hall's cubic transformation, which takes the skewness out (Hall 1992, "On the Removal of Skewness
   by Transformation");
-- under 100 cases, the plain t interval.
+- under 100 cases, the plain t interval;
+- where answers fail, that is, count 0, the interval of the mean with half a failure more on either side and one more
+  pair of equals (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions"):
+  one or two failures in a sample say little of how often they come, and resamples of it say no more.
 
 BCa alone is too short on few cases: over 4,000 simulated studies of 20 cases it holds the true mean in 93 % of them
 where differences are normal, 91 % where they are exponential, 85 % where a tenth of the answers is invalid and
@@ -16,8 +19,8 @@ What is shown is the 95 % interval; decisions are made by the one of 97.5 %. On 
 95 % interval misses the truth in up to 4 % of the studies, so that of 200 studies more than one in twenty may call a
 candidate at the margin `not worse`; at 97.5 % it is 2.5 % at most.
 
-What no method can know is a failure that is rarer than one in the number of cases: with 20 cases, 2 % of invalid
-answers are mostly not seen at all. `unseen_share` bounds it.
+What no method can know is a failure that was not seen: where 5 % of one candidate's answers and 2 % of the other's are
+invalid, 50 cases show one in 97 of 100 studies, 20 cases in 76. `unseen_share` bounds it.
 """
 
 from __future__ import annotations
@@ -66,18 +69,29 @@ def compare(
         if name != reference
     }
     pairs = {name: differences for name, differences in pairs.items() if differences}
+    costs = {name: _cost_of_a_failure(scores[name], against) for name in pairs}
     p_values = {name: sign_flip_p(differences, seed=seed) for name, differences in pairs.items()}
     adjusted = holm(p_values)
     ranked = sorted(pairs, key=lambda name: -_distance(pairs[name], margin))
     levels = {name: 1 - (1 - DECIDING_LEVEL) / (len(ranked) - rank) for rank, name in enumerate(ranked)}
     return {
-        name: _difference(pairs[name], reference, margin, levels[name], seed, p_values[name], adjusted[name])
+        name: _difference(
+            pairs[name], costs[name], reference, margin, levels[name], seed, p_values[name], adjusted[name]
+        )
         for name in pairs
     }
 
 
+def _cost_of_a_failure(scores: Mapping[str, float], against: Mapping[str, float]) -> float | None:
+    """The mean score of what did not fail, in the cases that both have; None where nothing failed, or all did."""
+    both = [score for case in scores if case in against for score in (scores[case], against[case])]
+    sound = [score for score in both if score > 0]
+    return math.fsum(sound) / len(sound) if 0 < len(sound) < len(both) else None
+
+
 def _difference(
     differences: Sequence[float],
+    cost: float | None,
     reference: str,
     margin: float,
     level: float,
@@ -86,8 +100,8 @@ def _difference(
     p_adjusted: float,
 ) -> Difference:
     mean, std = math.fsum(differences) / len(differences), _std(differences)
-    low, high = interval(differences, seed=seed)
-    decision = decide(*interval(differences, level=level, seed=seed), margin, len(differences))
+    low, high = interval(differences, cost=cost, seed=seed)
+    decision = decide(*interval(differences, cost=cost, level=level, seed=seed), margin, len(differences))
     return Difference(
         reference=reference,
         n=len(differences),
@@ -162,11 +176,17 @@ def cases_to_bound(failed: int, most: float, level: float = LEVEL) -> int:
 # --- interval -----------------------------------------------------------------------------------
 
 
-def interval(differences: Sequence[float], *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """The confidence interval of the mean of differences of scores, which lie between -1 and 1."""
+def interval(
+    differences: Sequence[float], *, cost: float | None = None, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """The confidence interval of the mean of differences of scores, which lie between -1 and 1.
+
+    `cost` is what a failure costs, a score, where an answer of either side failed; None where none did.
+    """
     import numpy as np
 
-    low, high = intervals(np.asarray([differences], dtype=float), level=level, seed=seed)
+    costs = None if cost is None else np.array([cost])
+    low, high = intervals(np.asarray([differences], dtype=float), costs=costs, level=level, seed=seed)
     return float(low[0]), float(high[0])
 
 
@@ -178,9 +198,17 @@ class Ends(NamedTuple):
 
 
 def intervals(
-    studies: NDArray[np.float64], *, level: float = LEVEL, seed: int = 0, resamples: int | None = None
+    studies: NDArray[np.float64],
+    *,
+    costs: NDArray[np.float64] | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+    resamples: int | None = None,
 ) -> Ends:
-    """The intervals of many studies at once, (studies, cases): they share their resamples, which `seed` draws."""
+    """The intervals of many studies at once, (studies, cases): they share their resamples, which `seed` draws.
+
+    `costs`, (studies,), is what a failure costs in each, NaN in those that show none.
+    """
     import numpy as np
 
     n = studies.shape[1]
@@ -189,9 +217,11 @@ def intervals(
     ends = [bca(studies, level=level, seed=seed, resamples=resamples), _skewness_free(studies, level)]
     if n < _FEW_CASES:
         ends.append(student(studies, level))
+    if costs is not None:
+        ends.append(_with_failures(studies, costs, level))
     return Ends(
-        np.clip(np.minimum.reduce([end.low for end in ends]), -1.0, 1.0),
-        np.clip(np.maximum.reduce([end.high for end in ends]), -1.0, 1.0),
+        np.clip(np.fmin.reduce([end.low for end in ends]), -1.0, 1.0),
+        np.clip(np.fmax.reduce([end.high for end in ends]), -1.0, 1.0),
     )
 
 
@@ -262,6 +292,20 @@ def _skewness_free(studies: NDArray[np.float64], level: float) -> Ends:
 
     t = _t_quantile(0.5 + level / 2, n - 1)
     return Ends(mean - back(t) * error, mean - back(-t) * error)
+
+
+def _with_failures(studies: NDArray[np.float64], costs: NDArray[np.float64], level: float) -> Ends:
+    """The normal intervals of the means with half a failure of either side and a pair of equals added; NaN as `costs`.
+
+    Of differences that are all -1, 0 or 1 and a cost of 1, this is Agresti and Min's interval.
+    """
+    import numpy as np
+
+    n = studies.shape[1] + 2
+    mean = studies.sum(axis=1) / n
+    variance = ((studies**2).sum(axis=1) + costs**2) / n - mean**2
+    width = _quantile(0.5 + level / 2) * np.sqrt(variance / n)
+    return Ends(mean - width, mean + width)
 
 
 def _resampled_means(studies: NDArray[np.float64], seed: int, resamples: int | None) -> NDArray[np.float64]:
