@@ -56,6 +56,19 @@ def test_what_two_readers_could_take_differently_is_refused_with_the_reason(text
         parse_json(text.encode())
 
 
+PIECES = ["\\\\", "\\ud83d", "\\uDBFF", "\\ude00", "\\uDC00", "\\u0041", "ud83d", "ude00"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6))
+def test_halves_of_surrogate_pairs_are_refused_and_only_they(pieces: list[str]) -> None:
+    text = '["' + "".join(pieces) + '"]'
+    if any("\ud800" <= character <= "\udfff" for character in json.loads(text)[0]):
+        with pytest.raises(ValueError, match="half of a surrogate pair"):
+            parse_json(text.encode())
+    else:
+        assert parse_json(text.encode()) == json.loads(text)
+
+
 @pytest.mark.parametrize("data", [b"\xff\xfe{\x00}\x00", '{"a": 1}'.encode("utf-16"), b'{"\xff": 1}'])
 def test_other_encodings_than_utf_8_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="utf-8"):

@@ -26,6 +26,7 @@ from po_distill.errors import WeightsError
 
 ALIGNMENT_BYTES = 4096  # a multiple of the block size of every disk in use
 WRITE_BYTES = 8 << 20
+_LARGE_PAGE_BYTES = 2 << 20  # x86-64's and arm64's with small pages of 4 kB
 _WRITE_BUFFERS = 4
 _WRITERS = 2  # one alone gets too small a share of a disk from which several threads read
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
@@ -37,15 +38,20 @@ Bytes = npt.NDArray[np.uint8]
 def aligned_buffer(size_bytes: int) -> Bytes:
     """So many bytes of memory, beginning at a page and a multiple of one long, so that a disk can fill it directly.
 
-    The system is asked for large pages where it has them: a disk then takes a buffer in a few pieces, not in thousands.
+    It lies in large pages where the system has them, from its first byte on, but for what does not fill one: a disk
+    takes such a buffer in a few pieces, while of small pages each is a piece of its own.
     """
     size = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    whole = size // _LARGE_PAGE_BYTES * _LARGE_PAGE_BYTES
+    if not whole or not hasattr(mmap, "MADV_HUGEPAGE"):
         return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no large pages
+    # Private, as shared memory gets no large pages; what lies before the first and behind the last is never touched.
+    memory = mmap.mmap(-1, size + _LARGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer = np.frombuffer(memory, dtype=np.uint8)
+    first = -buffer.ctypes.data % _LARGE_PAGE_BYTES
     with contextlib.suppress(OSError):  # a kernel that was built without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.uint8)
+        memory.madvise(mmap.MADV_HUGEPAGE, first, whole)
+    return buffer[first : first + size]
 
 
 class RangeReader:

@@ -18,7 +18,9 @@ _LONGEST_JSON_BYTES = 256_000_000  # the tokenizer.json of a vocabulary of 256k 
 _MOST_LEVELS = 100  # serde_json, which reads these files for transformers, stops at 128
 _LONGEST_NUMBER = 40  # digits; transformers writes 10**30 for "no limit"
 _LONGEST_NAME = 120  # characters of a name that a message shows
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+# An escaped half of a surrogate pair that may be without its other half; certain is only what Python made of it.
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F]"
+_LONE_HALF = re.compile(rf"{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW}|\\\\u[dD][89a-fA-F]")
 
 
 def escaped(text: str) -> str:
@@ -54,7 +56,7 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
     if _is_deep(value):
         raise ValueError("it is nested too deeply")
-    if _HALF_CHARACTER.search(text):
+    if _LONE_HALF.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:

@@ -6,9 +6,11 @@ here in the order in which they were declared.
 
 from __future__ import annotations
 
+import gc
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,17 +103,18 @@ class GGUFOutput:
         self.placements = {placement.source.name: placement for placement in streamed}  # by the source's name
         self._kinds = Counter(placement.kind for placement in placements)
         self._wish, self._rounds_vectors, self._dtype = wish, rounds_vectors, dtype
-        tokenizer = read_tokenizer(checkpoint, config)
+        head = io.BytesIO()
+        with _no_collections():
+            tokenizer = read_tokenizer(checkpoint, config)
+            general = {"general.name": wish.name or checkpoint.resolve().name, "general.license": wish.license}
+            extra = {f"po_distill.{key}": value for key, value in (wish.metadata or {}).items()}
+            every, strings = [*computed, *streamed], {**general, **extra}
+            write_header(head, config, self._architecture, wish.quantization, tokenizer, every, strings)
         self._notes = (
             *tokenizer.notes,
             *slower_ways(wish.quantization),
             *window_note(config),
         )
-        general = {"general.name": wish.name or checkpoint.resolve().name, "general.license": wish.license}
-        extra = {f"po_distill.{key}": value for key, value in (wish.metadata or {}).items()}
-        head = io.BytesIO()
-        placements, strings = [*computed, *streamed], {**general, **extra}
-        write_header(head, config, self._architecture, wish.quantization, tokenizer, placements, strings)
         for placement in computed:  # tensors of a few numbers, which stand before those that are streamed
             data = np.array(placement.values, "<f4").tobytes()
             head.write(data + b"\0" * (-len(data) % ALIGNMENT_BYTES))
@@ -223,6 +226,18 @@ class GGUFOutput:
                 "Such a model cannot be written as a GGUF here; look at how it was trained.",
             )
         return halves
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Let Python's collector rest: a vocabulary is many small objects, of which it would only count again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _size(block: Block, placement: Placement) -> int:

@@ -188,7 +188,7 @@ def _write(
 ) -> Written:
     total = sum(_read_bytes(block) for block in blocks)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(_MOST_WORKERS, processors) + 2  # two more, as some of them wait for the disk
+    workers = min(_MOST_WORKERS, processors) + 1  # one more, as some of them wait for the disk
     buffer_bytes = max([2 * block.elements for block in blocks], default=0) + ALIGNMENT_BYTES
     shifts = _shifts(blocks, outputs, ends)
     with ExitStack() as stack:
@@ -294,7 +294,7 @@ def _computed(
         memory = new_memory()
         source.fill(block, memory)
         return [
-            output.encode(block, memory, spare).copy() if output.is_slow(block) else None
+            _copied(output.encode(block, memory, spare)) if output.is_slow(block) else None
             for output, spare in zip(outputs, memory.encoded, strict=True)
         ]
 
@@ -330,6 +330,12 @@ def _computed(
             yield stream()
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+def _copied(data: Bytes) -> Bytes:
+    kept = aligned_buffer(len(data))[: len(data)]  # of large pages, which a process gets sooner than small ones
+    np.copyto(kept, data)
+    return kept
 
 
 def _shifts(blocks: Sequence[Block], outputs: Sequence[Output], ends: list[dict[Path, int]]) -> list[int]:
