@@ -170,6 +170,17 @@ def test_a_buffer_begins_at_a_page_whatever_pages_the_system_has(monkeypatch, la
         monkeypatch.setattr(mmap, "mmap", Refusing)
     elif large_pages == "unknown":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    buffer = aligned_buffer(3 * ALIGNMENT_BYTES - 1)
-    assert (buffer.ctypes.data % ALIGNMENT_BYTES, len(buffer), int(buffer.sum())) == (0, 3 * ALIGNMENT_BYTES, 0)
-    buffer[:] = 1  # it can be written
+    for blocks in (3, 600):  # smaller and larger than a large page
+        buffer = aligned_buffer(blocks * ALIGNMENT_BYTES - 1)
+        assert (buffer.ctypes.data % ALIGNMENT_BYTES, len(buffer)) == (0, blocks * ALIGNMENT_BYTES)
+        assert not buffer.any()
+        buffer[:] = 1  # it can be written
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="the system has no large pages to ask for")
+@pytest.mark.parametrize("size", [2 << 20, (8 << 20) + ALIGNMENT_BYTES, (2 << 20) + 1])
+def test_a_large_buffer_begins_at_a_large_page_and_is_as_long_as_was_asked(size: int) -> None:
+    for buffer in [aligned_buffer(size) for _ in range(3)]:
+        assert buffer.ctypes.data % (2 << 20) == 0
+        assert size <= len(buffer) < size + ALIGNMENT_BYTES
+        buffer[0] = buffer[-1] = 7

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import numpy as np
@@ -177,6 +178,7 @@ def test_what_llama_cpp_would_run_otherwise_is_refused_by_name(tmp_path, file, c
     with pytest.raises(WeightsError, match=words):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
     assert not (tmp_path / "m.gguf").exists()
+    assert gc.isenabled()  # the collector rests while a tokenizer is read
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_name_and_leaves_no_file(tmp_path):

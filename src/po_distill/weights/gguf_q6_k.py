@@ -3,7 +3,8 @@
 A row is cut into super-blocks of 256 values, these into groups of 16. A group's scale is the best of 19 tries, by the
 squared error weighted with the squared value. The arithmetic follows ggml's src/ggml-quants.c (quantize_row_q6_K_ref
 and make_qx_quants), which takes one value after the other; here a step is made for all groups of a piece at once, which
-is more than twice as fast on a core (benchmarks/quantizers.py). It is what large vocabularies wait for: the output layer.
+is more than twice as fast on a core (benchmarks/quantizers.py). It is what large vocabularies wait for: the output
+layer.
 """
 
 from __future__ import annotations
