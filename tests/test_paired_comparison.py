@@ -95,6 +95,27 @@ def test_a_comparison_allows_for_failures_only_where_an_answer_failed():
     assert found["failing"].high > interval(differences)[1]
 
 
+@pytest.mark.parametrize("mean", [0.0, -0.01, -0.08])
+def test_the_cases_that_would_decide_count_the_failures_that_were_seen(mean):
+    """Else equal answers of which both sides' fail once would be undecided at 50 cases, with 5 told as enough."""
+    wanted = cases_to_decide(mean, 0.0, 0.03, cost=0.9)
+    assert wanted > 8 * cases_to_decide(mean, 0.0, 0.03)
+
+    def decided(n: int) -> str:
+        return decide(*interval([mean] * n, cost=0.9, level=0.975), 0.03, n)
+
+    assert decided(wanted) == ("not worse" if mean > -0.03 else "worse")
+    assert decided(wanted - 1) == "undecided"
+
+
+def test_what_is_undecided_for_its_failures_is_not_told_fewer_cases_than_it_has():
+    scores = {str(n): 0.9 * (n > 0) for n in range(50)}
+    found = compare({"teacher": scores, "same": dict(scores)}, "teacher")["same"]
+    assert found.decision == "undecided"
+    assert found.cases_to_decide is not None
+    assert found.cases_to_decide > 50
+
+
 def test_bca_alone_is_too_short_on_few_cases():
     draw, _ = SETTINGS["invalid"]
     mean = float(draw(np.random.default_rng(0), 500, 2000).mean())

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,7 +115,7 @@ def _difference(
         margin=margin,
         level=level,
         decision=decision,
-        cases_to_decide=cases_to_decide(mean, std, margin, level) if decision == "undecided" else None,
+        cases_to_decide=cases_to_decide(mean, std, margin, level, cost) if decision == "undecided" else None,
     )
 
 
@@ -130,14 +130,30 @@ def decide(low: float, high: float, margin: float, n: int) -> Decision:
     return "worse" if high < -margin else "undecided"
 
 
-def cases_to_decide(mean: float, std: float, margin: float, level: float = DECIDING_LEVEL) -> int:
-    """About how many cases keep the interval off the margin, if mean and spread stay; a million is "too many"."""
+def cases_to_decide(
+    mean: float, std: float, margin: float, level: float = DECIDING_LEVEL, cost: float | None = None
+) -> int:
+    """About how many cases keep the interval off the margin, if mean, spread and the failures seen stay.
+
+    `cost` is as in `interval`; a million is "too many".
+    """
     distance = abs(mean + margin)
-    if std == 0:
+    if std == 0 and cost is None:
         return FEWEST
     if distance == 0:
         return _MOST_CASES
-    return min(_MOST_CASES, max(FEWEST, math.ceil((_quantile(0.5 + level / 2) * std / distance) ** 2)))
+    z = _quantile(0.5 + level / 2)
+    most = cost or 0.0
+
+    def is_off(n: int) -> bool:
+        """Whether the interval with half a failure of either side is off the margin, as `_with_failures` makes it."""
+        centre = mean * n / (n + 2)
+        variance = (n * (std**2 + mean**2) + most**2) / (n + 2) - centre**2
+        side = math.copysign(1.0, mean + margin)
+        return side * (centre + margin) > z * math.sqrt(variance / (n + 2))
+
+    plain = min(_MOST_CASES, max(FEWEST, math.ceil((z * std / distance) ** 2)))
+    return plain if cost is None or is_off(plain) else _fewest(is_off, plain)
 
 
 def unseen_share(failed: int, n: int, level: float = LEVEL) -> float:
@@ -162,14 +178,19 @@ def unseen_share(failed: int, n: int, level: float = LEVEL) -> float:
 
 def cases_to_bound(failed: int, most: float, level: float = LEVEL) -> int:
     """How many cases, with so many failures among them, leave no larger share possible; a million is "too many"."""
-    low, high = failed, FEWEST + failed
-    while unseen_share(failed, high, level) > most:
+    return _fewest(lambda n: unseen_share(failed, n, level) <= most, failed)
+
+
+def _fewest(is_enough: Callable[[int], bool], low: int) -> int:
+    """The fewest cases, more than `low`, that are enough; a million where as many are not."""
+    high = FEWEST + low
+    while not is_enough(high):
         if high >= _MOST_CASES:
             return _MOST_CASES
         low, high = high, min(2 * high, _MOST_CASES)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if unseen_share(failed, middle, level) > most else (low, middle)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
 
 
