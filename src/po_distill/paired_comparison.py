@@ -17,7 +17,7 @@ counts 0 (`benchmarks/paired_statistics.py` prints the figures). The outermost e
 
 What is shown is the 95 % interval; decisions are made by the one of 97.5 %. On skewed differences the lower end of the
 95 % interval misses the truth in up to 4 % of the studies, so that of 200 studies more than one in twenty may call a
-candidate at the margin `not worse`; at 97.5 % it is 2.5 % at most.
+candidate at the margin `not worse`; at 97.5 % it is 2.5 % at most, 4 % where failures are rare.
 
 What no method can know is a failure that was not seen: where 5 % of one candidate's answers and 2 % of the other's are
 invalid, 50 cases show one in 97 of 100 studies, 20 cases in 76. `unseen_share` bounds it.
